@@ -1,0 +1,202 @@
+"""The released code's files and names: what is theirs becomes ours, exactly, and back."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spikedriven.errors import CheckpointError, ConfigError
+from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
+from spikedriven.models.weights import fill, read_safetensors
+
+_STEM = {
+    "image": ("proj_conv", "proj_bn", "proj_lif"),
+    "second": ("proj_conv1", "proj_bn1", "proj_lif1"),
+    "third": ("proj_conv2", "proj_bn2", "proj_lif2"),
+    "fourth": ("proj_conv3", "proj_bn3", None),
+    "position": ("rpe_conv", "rpe_bn", None),
+}
+_BLOCK = {
+    "attention.query": ("attn.q_conv", "attn.q_bn", "attn.q_lif"),
+    "attention.key": ("attn.k_conv", "attn.k_bn", "attn.k_lif"),
+    "attention.value": ("attn.v_conv", "attn.v_bn", "attn.v_lif"),
+    "attention.project": ("attn.proj_conv", "attn.proj_bn", None),
+    "mlp.expand": ("mlp.fc1_conv", "mlp.fc1_bn", "mlp.fc2_lif"),
+    "mlp.contract": ("mlp.fc2_conv", "mlp.fc2_bn", None),
+}
+_BLOCK_NEURONS = {
+    "attention.fire": "attn.shortcut_lif",
+    "attention.gate": "attn.talking_heads_lif",
+    "mlp.fire": "mlp.fc1_lif",
+}
+_BLOCK_UNUSED = ("attn.talking_heads.weight", "attn.attn_lif.w")
+_UNUSED = ("patch_embed.rpe_lif.w",)
+
+
+def released_keys(config: SDTConfig) -> dict[str, str]:
+    """Return our state-dict key -> the released one, for every tensor that both have."""
+    layers = {f"stem.{ours}": [f"patch_embed.{t}" if t else None for t in theirs]
+              for ours, theirs in _STEM.items()}
+    neurons = {"stem.fourth_lif": "patch_embed.proj_lif3", "head_lif": "head_lif"}
+    for n in range(config.depth):
+        for ours, theirs in _BLOCK.items():
+            layers[f"blocks.{n}.{ours}"] = [f"block.{n}.{t}" if t else None for t in theirs]
+        for ours, neuron in _BLOCK_NEURONS.items():
+            neurons[f"blocks.{n}.{ours}"] = f"block.{n}.{neuron}"
+    keys = {"head.weight": "head.weight", "head.bias": "head.bias"}
+    norm_parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    for ours, (conv, norm, neuron) in layers.items():
+        keys[f"{ours}.conv.weight"] = f"{conv}.weight"
+        if ours.endswith(("project", "expand", "contract")):
+            keys[f"{ours}.conv.bias"] = f"{conv}.bias"
+        keys |= {f"{ours}.norm.{part}": f"{norm}.{part}" for part in norm_parts}
+        if neuron:
+            neurons[f"{ours}.lif"] = neuron
+    if config.neuron == "plif":
+        keys |= {f"{ours}.w": f"{theirs}.w" for ours, theirs in neurons.items()}
+    return keys
+
+
+def ignored_keys(config: SDTConfig) -> list[str]:
+    """Return the released keys that nothing in the released forward pass reads."""
+    keys = [*_UNUSED, *(f"block.{n}.{key}" for n in range(config.depth) for key in _BLOCK_UNUSED)]
+    return [key for key in keys if config.neuron == "plif" or not key.endswith(".w")]
+
+
+def released_hooks(config: SDTConfig) -> dict[str, str]:
+    """Return the released code's hook name -> the name under which `record_spikes` has it.
+
+    The spikes are the same; the released gate is [T, B, heads, 1, C/heads] where ours is [T, B, C],
+    and its masked query [T, B, heads, N, C/heads] where ours is [T, B, C, H, W].
+    """
+    dilated = "_dilation" if config.dvs_dilation else ""
+    hooks = {
+        "MS_SPS_lif": "stem.image",
+        "MS_SPS_lif1": "stem.second",
+        "MS_SPS_lif2": "stem.third",
+        "MS_SPS_lif3": "stem.fourth_lif",
+        "head_lif": "head_lif",
+    }
+    for n in range(config.depth):
+        hooks |= {
+            f"MS_SSA_Conv{n}_first_lif": f"blocks.{n}.attention.fire",
+            f"MS_SSA_Conv{n}_q_lif": f"blocks.{n}.attention.query",
+            f"MS_SSA_Conv{n}_k_lif": f"blocks.{n}.attention.key{dilated}",
+            f"MS_SSA_Conv{n}_v_lif": f"blocks.{n}.attention.value{dilated}",
+            f"MS_SSA_Conv{n}_kv": f"blocks.{n}.attention.gate",
+            f"MS_SSA_Conv{n}_x_after_qkv": f"blocks.{n}.attention.masked",
+            f"MS_MLP_Conv{n}_fc1_lif": f"blocks.{n}.mlp.fire",
+            f"MS_MLP_Conv{n}_fc2_lif": f"blocks.{n}.mlp.expand",
+        }
+    return hooks
+
+
+def load_official(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    num_steps: int = 4,
+    stem_pool: str = "1111",
+    num_heads: int = 8,
+    dvs_dilation: bool = False,
+) -> SpikeDrivenTransformer:
+    """Build the model that a released checkpoint belongs to, with its weights.
+
+    Sizes and neuron are read off the tensors; the keyword arguments are what no tensor shows.
+
+    Args:
+        source: A `.pth.tar` or `.pth` file (read without running code from it), a `.safetensors`
+            file, or a state dict; keys with or without `module.`, bare or under `state_dict`.
+        num_steps: T.
+        stem_pool: The released `pooling_stat`: "1111" ImageNet, "0011" CIFAR, "0111" Gesture.
+        num_heads: Matters under `dvs_dilation` only.
+        dvs_dilation: The released `dvs_mode`.
+
+    Returns:
+        The model in evaluation mode, in the weights' dtype. What was ignored: `ignored_keys`.
+
+    Raises:
+        CheckpointError: The file cannot be read safely, a key or shape is not the released one's.
+        ConfigError: An argument cannot work.
+    """
+    name = "the state dict" if isinstance(source, Mapping) else str(source)
+    tensors = _bare(source if isinstance(source, Mapping) else _read(Path(source)), name)
+    try:
+        config = SDTConfig(
+            depth=1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("block.")),
+            width=tensors["head.weight"].shape[1],
+            num_classes=tensors["head.weight"].shape[0],
+            in_channels=tensors["patch_embed.proj_conv.weight"].shape[1],
+            num_steps=num_steps,
+            mlp_ratio=tensors["block.0.mlp.fc1_conv.weight"].shape[0]
+            / tensors["head.weight"].shape[1],
+            num_heads=num_heads,
+            stem_pool=stem_pool,
+            neuron="plif" if "head_lif.w" in tensors else "lif",
+            dvs_dilation=dvs_dilation,
+        )
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise CheckpointError(
+            f"{name} lacks the tensors that give a Spike-driven Transformer its size ({error}); "
+            "it must be a released checkpoint: choose another file"
+        ) from error
+    ours = {theirs: key for key, theirs in released_keys(config).items()}
+    ignored = set(ignored_keys(config))
+    model = SpikeDrivenTransformer(config)
+    fill(model, {ours.get(k, k): t for k, t in tensors.items() if k not in ignored}, name)
+    return model.eval()
+
+
+def to_official_state_dict(model: SpikeDrivenTransformer) -> dict[str, Tensor]:
+    """Return the weights under the released names, as the released code loads them strictly.
+
+    The tensors that it carries unused are there too: zeros for `talking_heads`, as many heads as
+    the config has, and w = 0 for the unused parametric neurons.
+    """
+    own = model.state_dict()
+    released = {theirs: own[ours] for ours, theirs in released_keys(model.config).items()}
+    heads = model.config.num_heads
+    for key in ignored_keys(model.config):
+        shape = () if key.endswith(".w") else (heads, heads, 1)
+        released[key] = torch.zeros(shape, dtype=own["head.weight"].dtype)
+    return released
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[1]
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors, and was not run; it must be a file "
+            "of weights: get it from its authors again, or save its state_dict alone"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read ({reason}); it must be a whole PyTorch file: "
+            "copy it again or choose another"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; it must hold a dictionary of tensors: "
+            "choose another file"
+        )
+    return content
+
+
+def _bare(content: Mapping[str, object], name: str) -> dict[str, Tensor]:
+    inner = content.get("state_dict", content)
+    tensors = {}
+    for key, value in inner.items() if isinstance(inner, Mapping) else ():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{name} holds {key!r}, a {type(value).__name__}; every entry must be a tensor: "
+                "pass its state_dict"
+            )
+        tensors[str(key).removeprefix("module.")] = value
+    return tensors

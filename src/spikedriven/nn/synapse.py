@@ -1,0 +1,64 @@
+"""Synapses as layers: a convolution with its batch norm, alone or with the neurons it drives."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spikedriven.core.synapse import spike_conv2d
+from spikedriven.nn.neuron import LIF
+
+
+class SpikeConv2d(nn.Conv2d):
+    """A convolution (stride 1) whose input is spikes, remembered as bytes for the backward pass."""
+
+    def forward(self, s: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H2 W2"]:
+        """Add up the weights of the inputs that fired."""
+        return spike_conv2d(s, self.weight, self.bias, int(self.padding[0]))
+
+
+class ConvNorm(nn.Module):
+    """Convolution and batch norm over [T, B, C, H, W]: spikes in, current out.
+
+    Args:
+        conv: Its convolution; a plain `nn.Conv2d` where the input is not spikes.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels)
+
+    def raw(self, s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B D H W"]:
+        """Return the current before normalisation."""
+        current: Tensor = self.conv(s.flatten(0, 1))
+        return current.unflatten(0, s.shape[:2])
+
+    def forward(self, s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B D H W"]:
+        """Return the normalised current; its statistics pool time, batch and space."""
+        current: Tensor = self.conv(s.flatten(0, 1))
+        normed: Tensor = self.norm(current.to(self.norm.weight.dtype))
+        return normed.unflatten(0, s.shape[:2])
+
+
+class ConvNormLIF(ConvNorm):
+    """Convolution, batch norm and the neurons behind them; the last two in one pass over memory.
+
+    Args:
+        conv: As in `ConvNorm`.
+        lif: The neurons.
+    """
+
+    def __init__(self, conv: nn.Conv2d, lif: LIF) -> None:
+        super().__init__(conv)
+        self.lif = lif
+
+    def forward(
+        self, s: Float[Tensor, "S B C H W"], num_steps: int | None = None
+    ) -> Float[Tensor, "T B D H W"]:
+        """Return spikes; S = 1 with `num_steps` = T stands for T equal inputs."""
+        spikes: Tensor = self.lif(self.raw(s), norm=self.norm, num_steps=num_steps)
+        return spikes
+
+
+def pointwise(in_channels: int, out_channels: int, *, bias: bool) -> SpikeConv2d:
+    """Return a 1x1 convolution of spikes: the same linear map at every token."""
+    return SpikeConv2d(in_channels, out_channels, 1, bias=bias)

@@ -1,0 +1,105 @@
+"""One measured number with its passport, and the files that such numbers are kept in."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from spikedriven.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One measured number, with everything needed to measure it again."""
+
+    metric: str
+    """What the number is, e.g. `test_accuracy`."""
+    value: float
+    """The number."""
+    unit: str
+    """Its unit; `1` for a ratio or a fraction."""
+    subject: str
+    """What was measured: model, dataset and split, layer."""
+    count: int
+    """How many samples (images, runs) the value rests on."""
+    command: str
+    """The command line that produced it."""
+    commit: str
+    """The commit of the code; ends in `+` where files differed from it."""
+    device: str
+    """The machine, in words."""
+    context: dict[str, float | int | str] = field(default_factory=dict)
+    """Whatever else a reader needs: seed, batch size, versions, spread."""
+
+
+def this_command() -> str:
+    """Return the command line of this process, without the folder of the program."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    is_script = name.endswith(".py")
+    shown = f"python {Path(program).parent.name}/{name}" if is_script else name
+    return " ".join([shown, *map(shlex.quote, arguments)])
+
+
+def this_commit(folder: Path | None = None) -> str:
+    """Return the short commit of a checkout, `+` appended if files differ from it; else `unknown`.
+
+    Args:
+        folder: A folder inside the checkout. Default: the folder of this file.
+    """
+    where = folder or Path(__file__).parent
+    git = ["git", "-C", str(where), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    try:
+        described = subprocess.run([*git, "--dirty=+"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def this_device() -> str:
+    """Return the processor of this machine in words, e.g. `AMD EPYC, 2 cores`."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def append_records(path: Path, records: Iterable[Record]) -> None:
+    """Append records to a `.jsonl` file, one line each; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a `.jsonl` file in order.
+
+    Raises:
+        DataError: A line is not a record.
+    """
+    known = {f.name for f in fields(Record)}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"line {number} of {path} is not JSON ({error.msg}); "
+                "every line must be one record: delete that line"
+            ) from error
+        if not isinstance(entry, dict) or set(entry) != known:
+            raise DataError(
+                f"line {number} of {path} is not a record; it must have the keys "
+                f"{', '.join(sorted(known))}: delete that line"
+            )
+        yield Record(**entry)

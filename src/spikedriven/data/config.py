@@ -1,0 +1,93 @@
+"""What can be set about data, and what a dataset says about itself."""
+
+from dataclasses import dataclass, field
+
+from spikedriven.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training images are varied; everything is off by default."""
+
+    horizontal_flip: float = 0.0
+    """Probability of a mirror image."""
+    crop_padding: int = 0
+    """Shift by up to this many pixels along each axis, filling with black."""
+    rotation: float = 0.0
+    """Rotate by up to this many degrees either way."""
+    zoom: float = 0.0
+    """Scale by up to this share either way: 0.1 means 0.9 to 1.1."""
+    rand_augment: str | None = None
+    """timm's RandAugment, e.g. `rand-m9-n1-mstd0.4-inc1`; colour images only."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ConfigError(
+                f"horizontal_flip is {self.horizontal_flip}; a probability must lie in [0, 1]: "
+                "0.5 is usual"
+            )
+        for name, limit in (("crop_padding", 32), ("rotation", 180), ("zoom", 0.9)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must lie in [0, {limit}]: use 0 for none"
+                )
+        if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
+            raise ConfigError(
+                f"rand_augment is {self.rand_augment!r}; it must be timm's notation: "
+                "write for example rand-m9-n1-mstd0.4-inc1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, at which size, varied how."""
+
+    name: str
+    """One of `list_datasets()`."""
+    image_size: int | None = None
+    """Side in pixels; None keeps the dataset's own."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out to choose by; the same ones for every seed."""
+    batch_size: int = 64
+    """Images per training step."""
+    num_workers: int = 0
+    """Processes that prepare images; 0 prepares them in the training process."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Variation of the training images."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"validation_fraction is {self.validation_fraction}; it must lie in [0, 1): "
+                "0.1 holds out a tenth"
+            )
+        if self.batch_size < 1:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}; it must be at least 1: 64 is usual"
+            )
+        if self.num_workers < 0:
+            raise ConfigError(
+                f"num_workers is {self.num_workers}; it must be at least 0: use 0 for none"
+            )
+        if self.image_size is not None and self.image_size < 4:
+            raise ConfigError(
+                f"image_size is {self.image_size}; it must be at least 4 pixels: "
+                "leave it out to keep the dataset's own"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What a dataset is."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
+    in_channels: int
+    """1 for grey, 3 for colour."""
+    image_size: int
+    """Side of the images as given out."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel, of pixels in [0, 1]."""

@@ -1,0 +1,110 @@
+"""Any folder of images: train/CLASS/*.png, test/CLASS/*.png and, if there is one, validation/."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from spikedriven.data.config import DataConfig, DataInfo
+from spikedriven.errors import DataError
+
+SUFFIXES = frozenset(Image.registered_extensions())
+_LAYOUT = "train/CLASS/*.png (or any image) beside test/CLASS/*.png and, if wanted, validation/"
+_NAMES = {"validation": ("validation", "val", "valid"), "test": ("test",)}
+
+Files = tuple[list[Path], NDArray[np.int64]]
+
+
+def open_folder(
+    config: DataConfig, root: Path | None
+) -> tuple[DataInfo, Files, Files | None, Files]:
+    """Open a folder of colour images in classes; every file's header is read once.
+
+    Raises:
+        DataError: The folder or a class is missing or empty, parts differ in their classes, or
+            files are no images (all are counted, the first is named).
+    """
+    if root is None:
+        raise DataError(
+            f"image_folder needs a folder and none was given; it must hold {_LAYOUT}: "
+            "pass --data DIR"
+        )
+    train = _part_folder(root, ("train",))
+    validation = _part_folder(root, _NAMES["validation"])
+    test = _part_folder(root, _NAMES["test"])
+    if test is None:  # ImageNet's custom: the published test split is called val
+        validation, test = None, validation
+    if train is None or test is None:
+        raise DataError(
+            f"{root} has no {'train' if train is None else 'test'} folder; it must hold {_LAYOUT}: "
+            "arrange it so or pass another --data"
+        )
+    classes = _classes(train)
+    parts = [None if folder is None else _files(folder, classes) for folder in
+             (train, validation, test)]
+    _check_headers([path for part in parts if part is not None for path in part[0]])
+    info = DataInfo(
+        name=root.name,
+        classes=classes,
+        in_channels=3,
+        image_size=config.image_size or 224,
+        mean=(0.485, 0.456, 0.406),  # ImageNet's
+        std=(0.229, 0.224, 0.225),
+    )
+    assert parts[0] is not None
+    assert parts[2] is not None
+    return info, parts[0], parts[1], parts[2]
+
+
+def _part_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    if not classes:
+        raise DataError(
+            f"{folder} has no class folders; it must hold one folder of images for each class: "
+            "arrange it so"
+        )
+    return classes
+
+
+def _files(folder: Path, classes: tuple[str, ...]) -> Files:
+    found = _classes(folder)
+    if found != classes:
+        odd = sorted(set(found) ^ set(classes))
+        raise DataError(
+            f"{folder} has {len(found)} classes and train has {len(classes)} (first difference: "
+            f"{odd[0]}); every part must have the same class folders: add or remove it"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        members = sorted(
+            path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES
+        )
+        if not members:
+            raise DataError(
+                f"{folder / name} holds no image; every class must have at least one: "
+                "add images or remove the class everywhere"
+            )
+        paths += members
+        labels += [label] * len(members)
+    return paths, np.array(labels, dtype=np.int64)
+
+
+def _check_headers(paths: list[Path]) -> None:
+    unreadable = []
+    for path in paths:
+        try:
+            with Image.open(path):
+                pass
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+            unreadable.append(path)
+    if unreadable:
+        raise DataError(
+            f"{len(unreadable)} of {len(paths)} files are no readable images, the first being "
+            f"{unreadable[0]}; every file with an image's name must be one: repair or remove them"
+        )

@@ -1,0 +1,240 @@
+"""The datasets by name: scikit-learn's digits inside, the others from a folder of the user."""
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spikedriven.data.config import DataConfig, DataInfo
+from spikedriven.data.folder import open_folder
+from spikedriven.data.loaders import ArrayDataset
+from spikedriven.errors import ConfigError, DataError
+
+# The five-fold stratified split of the digits, as bytes: 0 train, 1 test.
+DIGITS_SPLIT_SHA256 = "b789b1d9d1072c829617daf6df3d1976aea5fed4b77ca64250299e25ae9fe72c"
+DIGITS_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """A dataset, divided. The test split never chooses anything."""
+
+    info: DataInfo
+    train: ArrayDataset
+    validation: ArrayDataset
+    test: ArrayDataset
+
+
+Part = tuple[Tensor | list[Path], NDArray[np.int64]]
+Opened = tuple[DataInfo, Part, Part | None, Part]
+"""Description, train, validation where the dataset brings its own, test."""
+
+
+def list_datasets() -> list[str]:
+    """Return the names that `open_data` knows."""
+    return list(_SOURCES)
+
+
+def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) -> Splits:
+    """Open a dataset and divide it.
+
+    Args:
+        config: Which one, and how.
+        root: Folder that holds it; the embedded digits need none.
+        seed: Seed of the variation of training images. The division does not depend on it.
+
+    Raises:
+        ConfigError: There is no such dataset.
+        DataError: The folder is missing, incomplete or contradicts itself.
+    """
+    if config.name not in _SOURCES:
+        close = difflib.get_close_matches(config.name, _SOURCES, n=1)
+        cure = f"did you mean {close[0]}?" if close else "choose one of them"
+        raise ConfigError(
+            f"there is no dataset {config.name!r}; the datasets are {', '.join(_SOURCES)}: {cure}"
+        )
+    info, train, validation, test = _SOURCES[config.name](config, root)
+    if validation is None:
+        train, validation = _held_out(*train, config.validation_fraction)
+    return Splits(
+        info,
+        ArrayDataset(*train, info, config.augment, seed),
+        ArrayDataset(*validation, info),
+        ArrayDataset(*test, info),
+    )
+
+
+def _held_out(
+    images: Tensor | list[Path], labels: NDArray[np.int64], fraction: float
+) -> tuple[Part, Part]:
+    """Divide class by class; which images are held out never changes with the seed."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = np.random.default_rng(int(label)).permutation(members)
+        chosen[order[: round(fraction * len(members))]] = True
+
+    def part(mask: NDArray[np.bool_]) -> Part:
+        kept = np.flatnonzero(mask)
+        if isinstance(images, Tensor):
+            return images[torch.from_numpy(kept)], labels[kept]
+        return [images[i] for i in kept], labels[kept]
+
+    return part(~chosen), part(chosen)
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    """Return uint8 [N, C, size, size], by bilinear interpolation where the size differs."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    resized = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _digits(config: DataConfig, root: Path | None) -> Opened:  # noqa: ARG001 - it is embedded
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import StratifiedKFold
+
+    bunch = load_digits()
+    labels = bunch.target.astype(np.int64)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    _, test = next(folds.split(labels, labels))
+    is_test = np.zeros(len(labels), dtype=np.uint8)
+    is_test[test] = 1
+    found = hashlib.sha256(is_test.tobytes()).hexdigest()
+    if found != DIGITS_SPLIT_SHA256:
+        raise DataError(
+            f"the split of the digits hashes to {found[:12]}; it must be the fixed one, "
+            f"{DIGITS_SPLIT_SHA256[:12]}: install another version of scikit-learn"
+        )
+    # 16 grey levels are spread over bytes; 17 levels times 15 is the nearest whole factor.
+    pixels = torch.from_numpy((bunch.images * 15).astype(np.uint8))[:, None]
+    pixels = _resized(pixels, config.image_size or DIGITS_SIZE)
+    info = DataInfo(
+        name="digits",
+        classes=tuple("0123456789"),
+        in_channels=1,
+        image_size=pixels.shape[-1],
+        mean=(0.287,),
+        std=(0.300,),
+    )
+    train = np.flatnonzero(is_test == 0)
+    return (
+        info,
+        (pixels[torch.from_numpy(train)], labels[train]),
+        None,
+        (pixels[torch.from_numpy(test)], labels[test]),
+    )
+
+
+def _locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
+    """Return the first of `root / wanted` that exists, or say what is missing."""
+    choices = " or ".join(wanted)
+    if root is None:
+        raise DataError(
+            f"{name} lies in files of yours and no folder was given; it must hold {choices}: "
+            "pass --data DIR"
+        )
+    for layout in wanted:
+        if (root / layout).exists():
+            return root / layout
+    raise DataError(
+        f"{name} was not found: {root} must hold {choices}: "
+        "put the files there or pass another --data"
+    )
+
+
+def _mnist_like(
+    folder: str, classes: tuple[str, ...], mean: float, std: float
+) -> Callable[[DataConfig, Path | None], Opened]:
+    def opened(config: DataConfig, root: Path | None) -> Opened:
+        from torchvision.datasets.mnist import read_image_file, read_label_file
+
+        first = "train-images-idx3-ubyte"
+        raw = _locate(config.name, root, (f"{folder}/raw/{first}", f"raw/{first}", first)).parent
+
+        def part(prefix: str) -> Part:
+            try:
+                images = read_image_file(str(raw / f"{prefix}-images-idx3-ubyte"))[:, None]
+                labels = read_label_file(str(raw / f"{prefix}-labels-idx1-ubyte"))
+            except (OSError, ValueError, AssertionError, RuntimeError) as error:
+                raise DataError(
+                    f"the {prefix} files of {config.name} in {raw} cannot be read ({error}); they "
+                    "must be the original idx files, unpacked: copy them again"
+                ) from error
+            return _resized(images, config.image_size), labels.numpy().astype(np.int64)
+
+        train, test = part("train"), part("t10k")
+        info = DataInfo(
+            name=config.name,
+            classes=classes,
+            in_channels=1,
+            image_size=config.image_size or 28,
+            mean=(mean,),
+            std=(std,),
+        )
+        return info, train, None, test
+
+    return opened
+
+
+def _cifar(
+    name: str, folder: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[DataConfig, Path | None], Opened]:
+    def opened(config: DataConfig, root: Path | None) -> Opened:
+        from torchvision import datasets
+
+        base = _locate(config.name, root, (folder, "batches.meta", "meta"))
+        parent = base.parent if base.name == folder else base.parent.parent
+        try:
+            train, test = (
+                getattr(datasets, name)(str(parent), train=train) for train in (True, False)
+            )
+        except RuntimeError as error:
+            raise DataError(
+                f"{config.name} in {parent / folder} is incomplete or altered ({error}); its files "
+                "must have their published checksums: unpack the archive again"
+            ) from error
+
+        def part(loaded: datasets.CIFAR10) -> Part:
+            pixels = torch.from_numpy(loaded.data).movedim(-1, 1).contiguous()
+            return _resized(pixels, config.image_size), np.array(loaded.targets, dtype=np.int64)
+
+        info = DataInfo(
+            name=config.name,
+            classes=tuple(train.classes),
+            in_channels=3,
+            image_size=config.image_size or 32,
+            mean=mean,
+            std=std,
+        )
+        return info, part(train), None, part(test)
+
+    return opened
+
+
+_FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+# Means and deviations of the training images: MNIST's and CIFAR's are the customary published
+# ones (CIFAR's also the released recipes'), Fashion-MNIST's and the digits' were computed.
+_SOURCES: dict[str, Callable[[DataConfig, Path | None], Opened]] = {
+    "digits": _digits,
+    "mnist": _mnist_like("MNIST", tuple("0123456789"), 0.1307, 0.3081),
+    "fashion_mnist": _mnist_like("FashionMNIST", _FASHION, 0.2860, 0.3530),
+    "cifar10": _cifar(
+        "CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    ),
+    "cifar100": _cifar(
+        "CIFAR100", "cifar-100-python", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    ),
+    "image_folder": open_folder,
+}

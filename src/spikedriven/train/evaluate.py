@@ -1,0 +1,118 @@
+"""What a trained model gets right, counted exactly."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from spikedriven.data import ArrayDataset, Splits, make_loader, open_data
+from spikedriven.errors import ConfigError, DataError
+from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.models.weights import load_model
+from spikedriven.nn.probe import SpikeCount, count_spikes
+from spikedriven.train.run import Run
+
+BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Result over one split; every average is a total divided by `count`."""
+
+    accuracy: float
+    """Share of images whose largest logit is their class."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    count: int
+    """Images."""
+    confusion: list[list[int]]
+    """confusion[true][said], [K][K] images."""
+    firing_rates: dict[str, float]
+    """Layer -> share of neurons, steps and images that fired."""
+    classes: tuple[str, ...]
+    """Names of the classes."""
+
+    def worst(self, limit: int = 3) -> list[tuple[str, str, int]]:
+        """Return the most frequent mistakes: (true class, said class, images)."""
+        mistakes = [
+            (self.classes[true], self.classes[said], count)
+            for true, row in enumerate(self.confusion)
+            for said, count in enumerate(row)
+            if true != said and count
+        ]
+        return sorted(mistakes, key=lambda mistake: -mistake[2])[:limit]
+
+
+def open_run_data(run: Run, data_root: Path | None) -> Splits:
+    """Open the data of a run."""
+    recipe = run.recipe()
+    return open_data(recipe.data, data_root, seed=recipe.seed)
+
+
+def evaluate(
+    run_dir: Path,
+    *,
+    data_root: Path | None = None,
+    split: str = "test",
+    weights: str | None = None,
+) -> Evaluation:
+    """Evaluate a run's weights.
+
+    Args:
+        run_dir: The run's folder.
+        data_root: Folder of the data, where it is not embedded.
+        split: `test` or `validation`.
+        weights: `last` or `best`; by default what the recipe says.
+
+    Raises:
+        ConfigError: The folder is no run, or split or weights are unknown.
+        CheckpointError: The weights are damaged.
+        DataError: The data is missing, or the split is empty.
+    """
+    if split not in ("test", "validation"):
+        raise ConfigError(f"split is {split!r}; it must be test or validation: choose one")
+    if weights not in (None, "last", "best"):
+        raise ConfigError(f"weights is {weights!r}; it must be last or best: choose one")
+    run = Run.open(run_dir)
+    model = load_model(run.weights_file(weights or run.recipe().evaluate))
+    splits = open_run_data(run, data_root)
+    return evaluate_model(model, splits.test if split == "test" else splits.validation)
+
+
+@torch.no_grad()
+def evaluate_model(model: SpikeDrivenTransformer, dataset: ArrayDataset) -> Evaluation:
+    """Evaluate a model in evaluation mode; it is left in the mode it was in.
+
+    Raises:
+        DataError: The dataset is empty.
+    """
+    if len(dataset) == 0:
+        raise DataError(
+            "the split is empty; it must hold at least one image to be evaluated: "
+            "choose another split or raise data.validation_fraction"
+        )
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    num_classes = model.config.num_classes
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    total_loss = 0.0
+    counts: dict[str, SpikeCount]
+    with count_spikes(model) as counts:
+        for images, labels in make_loader(dataset, batch_size=BATCH):
+            logits = model(images.to(device)).cpu().float()
+            total_loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            cells = labels * num_classes + logits.argmax(-1)
+            confusion += torch.bincount(cells, minlength=num_classes**2).view_as(confusion)
+    model.train(was_training)
+    return Evaluation(
+        accuracy=int(confusion.trace()) / len(dataset),
+        loss=total_loss / len(dataset),
+        count=len(dataset),
+        confusion=confusion.tolist(),
+        firing_rates={name: count.rate for name, count in counts.items()},
+        classes=dataset.info.classes,
+    )
+
+

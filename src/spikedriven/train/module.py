@@ -1,0 +1,135 @@
+"""One training step, one validation step, the optimiser and its schedule, as Lightning asks."""
+
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import Lamb
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.nn.probe import count_spikes
+from spikedriven.train.losses import loss_of_steps
+from spikedriven.train.recipe import OptimizerConfig, Recipe, ScheduleConfig
+
+# Counting every spike costs a pass over each layer; one step in so many is enough to watch.
+RATE_EVERY = 20
+
+
+class Training(lightning.LightningModule):
+    """The model under training.
+
+    Args:
+        model: The model; it is trained in place.
+        recipe: What to do with it.
+    """
+
+    def __init__(self, model: SpikeDrivenTransformer, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        num_classes = model.config.num_classes
+        self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.validation_loss = MeanMetric()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser; its rate is set at the start of every epoch."""
+        return build_optimizer(self.model, self.recipe.optimizer)
+
+    def on_train_epoch_start(self) -> None:
+        """Set this epoch's rate (a function of the epoch alone) and order of the data."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        set_rate(optimizer.optimizer, self.recipe.schedule, self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the loss of one batch."""
+        images, labels = batch
+        target: Tensor = labels
+        if self._mixes():
+            seed = (self.recipe.seed, self.current_epoch, batch_index)
+            images, target = mixed(images, labels, self.recipe.loss.mixup, self.model, seed)
+        if batch_index % RATE_EVERY == 0:
+            with count_spikes(self.model) as counts:
+                steps = self.model.forward_steps(images)
+            fired = sum(count.fired for count in counts.values())
+            rate = fired / sum(count.sites for count in counts.values())
+            self.log("firing_rate", rate, prog_bar=True)
+        else:
+            steps = self.model.forward_steps(images)
+        loss = loss_of_steps(steps, target, self.recipe.loss)
+        hits = (steps.detach().mean(0).argmax(-1) == labels).float().mean()
+        self.log("loss", loss, prog_bar=True)
+        self.log("accuracy", hits, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _batch_index: int) -> None:
+        """Count the hits of one batch."""
+        images, labels = batch
+        logits = self.model(images)
+        self.validation_accuracy.update(logits, labels)
+        self.validation_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        self.log("validation_accuracy", self.validation_accuracy, prog_bar=True)
+        self.log("validation_loss", self.validation_loss)
+
+    def _mixes(self) -> bool:
+        loss = self.recipe.loss
+        until = self.recipe.schedule.total_epochs if loss.mixup_epochs is None else loss.mixup_epochs
+        return loss.mixup > 0 and self.current_epoch < until
+
+
+def mixed(
+    images: Tensor,
+    labels: Tensor,
+    alpha: float,
+    model: SpikeDrivenTransformer,
+    seed: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """Blend each image and target with those of another: a pure function of its arguments.
+
+    Returns:
+        Images of the same shape, and targets [B, K] that sum to one.
+    """
+    rng = np.random.default_rng(seed)
+    share = float(rng.beta(alpha, alpha))
+    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    target = F.one_hot(labels, model.config.num_classes).to(images.dtype)
+    blend = share * images + (1 - share) * images[partner]
+    return blend, share * target + (1 - share) * target[partner]
+
+
+def build_optimizer(
+    model: SpikeDrivenTransformer, config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Return the optimiser; biases, norms and other vectors are not decayed."""
+    parameters = list(model.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "lamb":
+        lamb: torch.optim.Optimizer = Lamb(groups, lr=config.lr)
+        return lamb
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: ScheduleConfig, epoch: int) -> None:
+    """Set the learning rate of an epoch, by timm's cosine schedule as the released code uses it."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"]
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=config.epochs,
+        lr_min=config.min_lr,
+        warmup_t=config.warmup_epochs,
+        warmup_lr_init=config.warmup_lr,
+        initialize=False,
+    )
+    schedule.step(epoch)

@@ -1,0 +1,74 @@
+"""What a trained model says about image files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spikedriven.data import DataInfo, read_image
+from spikedriven.errors import ConfigError, DataError
+from spikedriven.models.weights import load_model
+from spikedriven.train.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says about one image, most probable first; or why it says nothing."""
+
+    path: Path
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+    """One sentence where the image could not be read."""
+
+
+@torch.no_grad()
+def predict(
+    run_dir: Path, paths: list[Path], *, top_k: int = 5, weights: str | None = None
+) -> list[Prediction]:
+    """Classify image files; one that cannot be read does not stop the others.
+
+    Args:
+        run_dir: The run's folder.
+        paths: Image files.
+        top_k: Classes to name for each, at least 1.
+        weights: `last` or `best`; by default what the recipe says.
+
+    Raises:
+        ConfigError: The folder is no run, or `top_k` is below 1.
+        CheckpointError: The weights are damaged.
+    """
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; it must be at least 1: 5 is usual")
+    run = Run.open(run_dir)
+    model = load_model(run.weights_file(weights or run.recipe().evaluate))
+    info = _info(run)
+    predictions = []
+    for path in paths:
+        try:
+            image = read_image(path, info)
+        except DataError as error:
+            predictions.append(Prediction(path=path, error=str(error)))
+            continue
+        best = model(image[None])[0].float().softmax(-1).topk(min(top_k, len(info.classes)))
+        predictions.append(
+            Prediction(
+                path=path,
+                classes=tuple(info.classes[i] for i in best.indices),
+                probabilities=tuple(best.values.tolist()),
+            )
+        )
+    return predictions
+
+
+def _info(run: Run) -> DataInfo:
+    """Return what the run knew about its data: prediction needs no dataset."""
+    metrics = run.metrics()
+    if "data" not in metrics:
+        raise ConfigError(
+            f"{run.folder} has not finished; it must have metrics.json: "
+            f"continue it with spikedriven train --resume {run.folder}"
+        )
+    stored = metrics["data"]
+    lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+    return DataInfo(**(stored | lists))

@@ -1,0 +1,150 @@
+"""The model is the published one, forward and backward: every figure against the released code."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import spikedriven as sd
+from spikedriven.errors import CheckpointError
+from spikedriven.models.official import ignored_keys, released_hooks, released_keys
+from tests.helpers.golden import NAMES, Golden
+
+# float64 sums of a few thousand terms in another order differ by about 1e-13
+LOGIT_BAND = 1e-9
+GRADIENT_BAND = 1e-8
+
+
+@pytest.fixture(params=NAMES)
+def golden(request) -> Golden:
+    return Golden(request.param)
+
+
+@pytest.fixture
+def cifar() -> Golden:
+    return Golden("cifar_tiny")
+
+
+def test_every_spike_and_every_logit_is_the_released_one(golden):
+    model = golden.model()
+    with torch.no_grad(), sd.record_spikes(model) as spikes:
+        logits = golden.logits(model)
+    hooks = released_hooks(model.config)
+    assert {f"eval/spikes/{hook}" for hook in hooks} == {
+        key for key in golden.file.files if key.startswith("eval/spikes/")
+    }
+    for hook, name in hooks.items():
+        expected = golden.spikes(hook)
+        if hook.endswith("_x_after_qkv"):  # [T, B, heads, N, C/heads] there
+            expected = expected.transpose(3, 4)
+        assert torch.equal(spikes[name], expected.reshape(spikes[name].shape)), hook
+        assert expected.any(), f"{hook} never fires: it proves nothing"
+    assert torch.allclose(logits, golden["eval/logits"], rtol=0, atol=LOGIT_BAND)
+
+
+def test_loss_every_gradient_and_running_statistics_are_the_released_ones(golden):
+    model = golden.model().train()
+    logits = golden.logits(model)
+    assert torch.allclose(logits, golden["train/logits"], rtol=0, atol=LOGIT_BAND)
+    mean_over_time = logits.mean(0) if logits.ndim == 3 else logits
+    loss = torch.nn.functional.cross_entropy(mean_over_time, golden["target"])
+    assert abs(loss.item() - golden["train/loss"].item()) < LOGIT_BAND
+    loss.backward()
+
+    ours = {theirs: key for key, theirs in released_keys(model.config).items()}
+    parameters = dict(model.named_parameters())
+    expected = golden.tensors("train/grad/")
+    assert {ours[key] for key in expected} == set(parameters)
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for key, gradient in expected.items():
+        # A bias in front of a batch norm has gradient zero; there both sides hold only rounding.
+        is_zero = key.endswith("_conv.bias")
+        scale = largest if is_zero else gradient.abs().max()
+        difference = (parameters[ours[key]].grad - gradient).abs().max()
+        assert difference <= GRADIENT_BAND * scale, key
+    state = model.state_dict()
+    for key, statistic in golden.tensors("train/after/").items():
+        assert torch.allclose(state[ours[key]], statistic, rtol=1e-12, atol=1e-12), key
+
+
+def test_released_names_survive_the_round_trip(golden):
+    released = golden.tensors("param/")
+    back = sd.to_official_state_dict(golden.model())
+    assert back.keys() == released.keys()
+    ignored = set(ignored_keys(golden.model().config))
+    for key in released.keys() - ignored:
+        assert torch.equal(back[key], released[key]), key
+    for key in ignored:
+        assert back[key].shape == released[key].shape
+
+
+@pytest.mark.parametrize("layout", ["bare", "state_dict", "module.", "safetensors"])
+def test_released_files_are_read_in_every_layout(cifar, layout, tmp_path):
+    tensors = {key: t.float() for key, t in cifar.tensors("param/").items()}
+    path = tmp_path / "model.pth.tar"
+    if layout == "bare":
+        torch.save(tensors, path)
+    elif layout == "state_dict":
+        torch.save({"epoch": 305, "state_dict": tensors}, path)
+    elif layout == "module.":
+        torch.save({"state_dict": {f"module.{k}": t for k, t in tensors.items()}}, path)
+    else:
+        path = tmp_path / "model.safetensors"
+        save_file(tensors, path)
+    model = sd.load_official(path, **cifar.hidden_arguments)
+    assert model.head.weight.dtype == torch.float32
+    assert not model.training
+    assert torch.equal(model.head.weight, tensors["head.weight"])
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle ran code",))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+    path = tmp_path / "hostile.pth"
+    path.write_bytes(pickle.dumps({"state_dict": _RunsCode()}, protocol=2))
+    with pytest.raises(CheckpointError, match="was not run"):
+        sd.load_official(path)
+
+
+def test_a_truncated_file_is_refused(cifar, tmp_path):
+    path = tmp_path / "cut.pth.tar"
+    torch.save(cifar.tensors("param/"), path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(CheckpointError, match=r"cut\.pth\.tar"):
+        sd.load_official(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        sd.load_official(tmp_path / "nowhere.pth")
+
+
+def test_a_foreign_key_is_refused_by_name(cifar):
+    tensors = cifar.tensors("param/") | {"block.0.attn.scale": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"foreign key 'block\.0\.attn\.scale'"):
+        sd.load_official(tensors, **cifar.hidden_arguments)
+
+
+def test_a_missing_key_is_refused_by_our_name(cifar):
+    tensors = cifar.tensors("param/")
+    del tensors["block.1.attn.k_bn.bias"]
+    with pytest.raises(CheckpointError, match=r"lacks 'blocks\.1\.attention\.key\.norm\.bias'"):
+        sd.load_official(tensors, **cifar.hidden_arguments)
+
+
+def test_a_wrong_shape_is_refused(cifar):
+    tensors = cifar.tensors("param/")
+    tensors["patch_embed.rpe_conv.weight"] = torch.zeros(32, 32, 1, 1)
+    with pytest.raises(CheckpointError, match=r"\[32, 32, 1, 1\]; this model has"):
+        sd.load_official(tensors, **cifar.hidden_arguments)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"fc.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(CheckpointError, match="lacks the tensors"):
+        sd.load_official(path)

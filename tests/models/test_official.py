@@ -1,15 +1,16 @@
 """The model is the published one, forward and backward: every figure against the released code."""
 
+import hashlib
 import pickle
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.helpers.golden import FOLDER, NAMES, Golden
 
 import spikedriven as sd
 from spikedriven.errors import CheckpointError
 from spikedriven.models.official import ignored_keys, released_hooks, released_keys
-from tests.helpers.golden import NAMES, Golden
 
 # float64 sums of a few thousand terms in another order differ by about 1e-13
 LOGIT_BAND = 1e-9
@@ -148,3 +149,10 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     torch.save({"fc.weight": torch.zeros(3, 3)}, path)
     with pytest.raises(CheckpointError, match="lacks the tensors"):
         sd.load_official(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figures_are_the_ones_in_the_manifest(name):
+    path = FOLDER / f"{name}.npz"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest in (FOLDER / "MANIFEST.md").read_text()

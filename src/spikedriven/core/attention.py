@@ -47,14 +47,12 @@ class _Mask(torch.autograd.Function):
 def agreement(
     k: Float[Tensor, "T B C H W"], v: Float[Tensor, "T B C H W"]
 ) -> Float[Tensor, "T B C"]:
-    """Count, per channel, the tokens at which key and value both fire: whole numbers in [0, H W]."""
+    """Count, per channel, the tokens at which key and value both fire: integers in [0, H W]."""
     counts: Tensor = _Agreement.apply(k, v)
     return counts
 
 
-def mask(
-    q: Float[Tensor, "T B C H W"], gate: Float[Tensor, "T B C"]
-) -> Float[Tensor, "T B C H W"]:
+def mask(q: Float[Tensor, "T B C H W"], gate: Float[Tensor, "T B C"]) -> Float[Tensor, "T B C H W"]:
     """Keep the query's spikes in the channels whose gate is open, and no others."""
     masked: Tensor = _Mask.apply(q, gate)
     return masked

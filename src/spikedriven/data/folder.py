@@ -41,8 +41,9 @@ def open_folder(
             "arrange it so or pass another --data"
         )
     classes = _classes(train)
-    parts = [None if folder is None else _files(folder, classes) for folder in
-             (train, validation, test)]
+    parts = [
+        None if folder is None else _files(folder, classes) for folder in (train, validation, test)
+    ]
     _check_headers([path for part in parts if part is not None for path in part[0]])
     info = DataInfo(
         name=root.name,

@@ -37,25 +37,28 @@ _UNUSED = ("patch_embed.rpe_lif.w",)
 
 def released_keys(config: SDTConfig) -> dict[str, str]:
     """Return our state-dict key -> the released one, for every tensor that both have."""
-    layers = {f"stem.{ours}": [f"patch_embed.{t}" if t else None for t in theirs]
-              for ours, theirs in _STEM.items()}
+    layers: dict[str, list[str | None]] = {}
+    for ours, theirs in _STEM.items():
+        layers[f"stem.{ours}"] = [f"patch_embed.{name}" if name else None for name in theirs]
     neurons = {"stem.fourth_lif": "patch_embed.proj_lif3", "head_lif": "head_lif"}
     for n in range(config.depth):
         for ours, theirs in _BLOCK.items():
-            layers[f"blocks.{n}.{ours}"] = [f"block.{n}.{t}" if t else None for t in theirs]
+            layers[f"blocks.{n}.{ours}"] = [
+                f"block.{n}.{name}" if name else None for name in theirs
+            ]
         for ours, neuron in _BLOCK_NEURONS.items():
             neurons[f"blocks.{n}.{ours}"] = f"block.{n}.{neuron}"
     keys = {"head.weight": "head.weight", "head.bias": "head.bias"}
     norm_parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    for ours, (conv, norm, neuron) in layers.items():
+    for ours, (conv, norm, lif) in layers.items():
         keys[f"{ours}.conv.weight"] = f"{conv}.weight"
         if ours.endswith(("project", "expand", "contract")):
             keys[f"{ours}.conv.bias"] = f"{conv}.bias"
         keys |= {f"{ours}.norm.{part}": f"{norm}.{part}" for part in norm_parts}
-        if neuron:
-            neurons[f"{ours}.lif"] = neuron
+        if lif:
+            neurons[f"{ours}.lif"] = lif
     if config.neuron == "plif":
-        keys |= {f"{ours}.w": f"{theirs}.w" for ours, theirs in neurons.items()}
+        keys |= {f"{ours}.w": f"{neuron}.w" for ours, neuron in neurons.items()}
     return keys
 
 

@@ -210,11 +210,9 @@ class SpikeDrivenTransformer(nn.Module):
         self.head = nn.Linear(config.width, config.num_classes)
         self.apply(_initialise)
         # One token's channels lie together: what convolutions, batch norm and neurons read best.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self, x: Float[Tensor, "B c h w"] | Float[Tensor, "B T c h w"]
-    ) -> Float[Tensor, "B K"]:
+    def forward(self, x: Tensor) -> Float[Tensor, "B K"]:
         """Classify images or sequences of event frames.
 
         Args:
@@ -231,9 +229,7 @@ class SpikeDrivenTransformer(nn.Module):
         """
         return self.forward_steps(x).mean(0)
 
-    def forward_steps(
-        self, x: Float[Tensor, "B c h w"] | Float[Tensor, "B T c h w"]
-    ) -> Float[Tensor, "T B K"]:
+    def forward_steps(self, x: Tensor) -> Float[Tensor, "T B K"]:
         """Classify after every step: arguments and errors as in `forward`, before its average."""
         _check_input(x, self.config)
         x_SBCHW = x.unsqueeze(0) if x.ndim == 4 else x.transpose(0, 1)

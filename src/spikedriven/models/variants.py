@@ -20,7 +20,9 @@ class Variant:
     """Energy per image in mJ as printed (Table 3); quoted, not derived: see the energy room."""
 
 
-def _imagenet(depth: int, width: int, accuracy: float, energy_mj: float, size: int = 224) -> Variant:
+def _imagenet(
+    depth: int, width: int, accuracy: float, energy_mj: float, size: int = 224
+) -> Variant:
     return Variant(
         config=SDTConfig(depth, width, num_classes=1000),
         task="ImageNet-1K",

@@ -27,10 +27,10 @@ class LIF(nn.Module):
 
     def forward(
         self,
-        i: Float[Tensor, "S *shape"],
+        i: Float[Tensor, " S *shape"],
         norm: nn.BatchNorm2d | None = None,
         num_steps: int | None = None,
-    ) -> Float[Tensor, "T *shape"]:
+    ) -> Float[Tensor, " T *shape"]:
         """Fire on a current, or on a raw current that `norm` normalises in the same pass.
 
         Args:

@@ -114,5 +114,3 @@ def evaluate_model(model: SpikeDrivenTransformer, dataset: ArrayDataset) -> Eval
         firing_rates={name: count.rate for name, count in counts.items()},
         classes=dataset.info.classes,
     )
-
-

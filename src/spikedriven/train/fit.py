@@ -32,7 +32,7 @@ from spikedriven.train.run import Run
 LOG_EVERY = 10
 
 
-class Diverged(SpikeDrivenError):
+class DivergedError(SpikeDrivenError):
     """The loss is no longer a number."""
 
 
@@ -61,7 +61,7 @@ class _Watch(lightning.Callback):
     ) -> None:
         del pl_module, batch
         if not math.isfinite(outputs["loss"]):
-            raise Diverged(
+            raise DivergedError(
                 f"the loss is {float(outputs['loss'])} in epoch {trainer.current_epoch + 1}, step "
                 f"{batch_idx + 1}; it must be a number, and the checkpoints of the epoch before "
                 "are whole: lower optimizer.lr or set trainer.gradient_clip=1.0"
@@ -101,7 +101,7 @@ def fit(
         ConfigError: The recipe contradicts the data, or the folder exists or cannot be made.
         DataError: The data is missing or damaged.
         CheckpointError: A checkpoint cannot be written; the one before it is whole.
-        Diverged: The loss is no longer a number.
+        DivergedError: The loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; `resume` continues from the last whole epoch.
     """
     splits = open_data(recipe.data, data_root, seed=recipe.seed)

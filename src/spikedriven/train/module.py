@@ -80,7 +80,9 @@ class Training(lightning.LightningModule):
 
     def _mixes(self) -> bool:
         loss = self.recipe.loss
-        until = self.recipe.schedule.total_epochs if loss.mixup_epochs is None else loss.mixup_epochs
+        until = (
+            self.recipe.schedule.total_epochs if loss.mixup_epochs is None else loss.mixup_epochs
+        )
         return loss.mixup > 0 and self.current_epoch < until
 
 

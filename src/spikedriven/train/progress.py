@@ -54,5 +54,3 @@ class EpochLine(lightning.Callback):
             if name in trainer.callback_metrics
         ]
         self.say(f"epoch {done}/{total}  {'  '.join(shown)}  {left:.0f} s left")
-
-

@@ -57,7 +57,8 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.lr is {self.lr}; it must be above 0: 1e-3 is usual")
         if self.weight_decay < 0:
             raise ConfigError(
-                f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0: use 0 for none"
+                f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0: "
+                "use 0 for none"
             )
 
 
@@ -172,9 +173,7 @@ class Recipe:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must be at least 0: give a whole number")
         if self.evaluate not in ("last", "best"):
-            raise ConfigError(
-                f"evaluate is {self.evaluate!r}; it must be last or best: choose one"
-            )
+            raise ConfigError(f"evaluate is {self.evaluate!r}; it must be last or best: choose one")
         if self.evaluate == "best" and self.data.validation_fraction == 0:
             raise ConfigError(
                 "evaluate is best without a validation split to choose by; the test split never "

@@ -126,9 +126,11 @@ def _fire(x, scale, shift, decay, v_threshold, s):  # type: ignore[no-untyped-de
 
 
 @numba.njit(parallel=True, cache=True)
-def _fire_backward(ds, x, centre, spread, scale, shift, decay, v_threshold, alpha, di, totals):  # type: ignore[no-untyped-def]
+def _fire_backward(  # type: ignore[no-untyped-def]
+    ds, x, centre, spread, scale, shift, decay, v_threshold, alpha, learns_decay, di, totals
+):
     # di: [S, J] gradient of the normalised current, written (summed over T where S = 1)
-    # totals: [CHUNKS, 3, L], zeroed: sums of di, of di * (x - centre) * spread, and of d(decay)
+    # totals: [CHUNKS, 3, L], written: sums of di, of di * (x - centre) * spread, and of d(decay)
     num_steps, width = ds.shape
     lanes = scale.shape[0]
     tiles = (width + lanes - 1) // lanes
@@ -138,8 +140,11 @@ def _fire_backward(ds, x, centre, spread, scale, shift, decay, v_threshold, alph
     repeats = x.shape[0] == 1
     for chunk in numba.prange(CHUNKS):
         u = np.empty((num_steps, lanes), x.dtype)
-        slope = np.empty(lanes, x.dtype)
+        du = np.empty(lanes, x.dtype)
         dv = np.empty(lanes, x.dtype)
+        sum_di = np.zeros(lanes, x.dtype)
+        sum_dot = np.zeros(lanes, x.dtype)
+        sum_decay = np.zeros(lanes, x.dtype)
         for tile in range(chunk * tiles // CHUNKS, (chunk + 1) * tiles // CHUNKS):
             start = tile * lanes
             size = min(lanes, width - start)
@@ -156,22 +161,33 @@ def _fire_backward(ds, x, centre, spread, scale, shift, decay, v_threshold, alph
                 current = x[row, start : start + size]
                 grad = ds[t, start : start + size]
                 out = di[row, start : start + size]
+                # Short loops over few arrays: LLVM gives up vectorising over more.
                 for j in range(size):
                     e = _exp_of_negative(-min(abs(alpha * (u[t, j] - v_threshold)), limit))
-                    slope[j] = alpha * e / ((one + e) * (one + e))
+                    du[j] = alpha * e / ((one + e) * (one + e))
                 for j in range(size):
-                    v = zero
-                    if t > 0:
-                        v = zero if u[t - 1, j] >= v_threshold else u[t - 1, j]
                     carried = zero if u[t, j] >= v_threshold else dv[j]
-                    du = grad[j] * slope[j] + carried
-                    dv[j] = du * keep
-                    i = current[j] * scale[j] + shift[j]
-                    totals[chunk, 2, j] += du * (i - v)
-                    d = du * decay
-                    totals[chunk, 0, j] += d
-                    totals[chunk, 1, j] += d * ((current[j] - centre[j]) * spread[j])
-                    out[j] = d if (not repeats or t == num_steps - 1) else out[j] + d
+                    du[j] = grad[j] * du[j] + carried
+                    dv[j] = du[j] * keep
+                if learns_decay:
+                    for j in range(size):
+                        v = zero
+                        if t > 0:
+                            v = zero if u[t - 1, j] >= v_threshold else u[t - 1, j]
+                        sum_decay[j] += du[j] * ((current[j] * scale[j] + shift[j]) - v)
+                for j in range(size):
+                    sum_di[j] += du[j]
+                    sum_dot[j] += du[j] * (current[j] - centre[j])
+                if repeats and t < num_steps - 1:
+                    for j in range(size):
+                        out[j] += du[j] * decay
+                else:
+                    for j in range(size):
+                        out[j] = du[j] * decay
+        for j in range(lanes):
+            totals[chunk, 0, j] = sum_di[j] * decay
+            totals[chunk, 1, j] = sum_dot[j] * spread[j] * decay
+            totals[chunk, 2, j] = sum_decay[j]
 
 
 @numba.njit(parallel=True, cache=True)
@@ -221,7 +237,7 @@ def _rows(x: Tensor) -> np.ndarray[Any, Any]:
 
 def _like(rows: np.ndarray[Any, Any], x: Tensor, num_steps: int) -> Tensor:
     """Return rows [T, J] in the shape of `x`, channels last in memory."""
-    if x.ndim == 3:
+    if x.ndim <= 3:
         return torch.from_numpy(rows).view(num_steps, *x.shape[1:])
     _, batch, channels, *space = x.shape
     return torch.from_numpy(rows).view(num_steps, batch, *space, channels).movedim(-1, 2)
@@ -280,6 +296,7 @@ class _NormLIF(torch.autograd.Function):
         _fire(raw, _tiled(scale), _tiled(shift), rate, real(v_threshold), spikes)
         ctx.save_for_backward(x, centre, spread, scale, shift, decay)
         ctx.neuron = neuron
+        ctx.normalises = norm is not None
         ctx.by_batch = norm is not None and norm.training
         return _like(spikes, x, num_steps)
 
@@ -288,21 +305,22 @@ class _NormLIF(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _use_torch_threads()
         x, centre, spread, scale, shift, decay = ctx.saved_tensors
-        num_steps, v_threshold, alpha = ctx.neuron
+        _, v_threshold, alpha = ctx.neuron
         raw, ds = _rows(x), _rows(grads[0])
         real = raw.dtype.type
         channels = len(scale)
         di = np.empty_like(raw)
-        totals = np.zeros((CHUNKS, 3, _lanes(channels)), raw.dtype)
+        totals = np.empty((CHUNKS, 3, _lanes(channels)), raw.dtype)
         tiles = tuple(map(_tiled, (centre, spread, scale, shift)))
         constants = real(decay.item()), real(v_threshold), real(alpha)
-        _fire_backward(ds, raw, *tiles, *constants, di, totals)
+        _fire_backward(ds, raw, *tiles, *constants, ctx.needs_input_grad[3], di, totals)
         sum_di, sum_dot, sum_decay = _folded(totals, channels)
         mean_di, mean_dot = torch.zeros_like(centre), torch.zeros_like(centre)
         if ctx.by_batch:
             count = raw.size // channels
             mean_di, mean_dot = (sum_di / count).to(centre), (sum_dot / count).to(centre)
-        _norm_backward(di, raw, *tiles[:3], _tiled(mean_di), _tiled(mean_dot))
+        if ctx.normalises:
+            _norm_backward(di, raw, *tiles[:3], _tiled(mean_di), _tiled(mean_dot))
         dx = _like(di, x, len(x))
         d_decay = sum_decay.sum().to(decay)
         return dx, sum_dot.to(centre), sum_di.to(centre), d_decay, None, None
@@ -324,9 +342,7 @@ def norm_lif(
 
 
 def lif(i: Tensor, decay: Tensor | float, v_threshold: float, surrogate: Sigmoid) -> Tensor:
-    """Fire: see `reference.lif`. A current of rank 4 or more is [T, B, C, ...] and the spikes of
-    one that lies channels-last do too.
-    """
+    """Fire: see `reference.lif`. From rank 4 on, spikes lie with axis 2 (channels) fastest."""
     rate = torch.as_tensor(decay, dtype=i.dtype)
     neuron = (len(i), v_threshold, surrogate.alpha)
     one, zero = i.new_ones(1), i.new_zeros(1)

@@ -1,0 +1,6 @@
+"""`python -m spikedriven` is the command."""
+
+from spikedriven.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

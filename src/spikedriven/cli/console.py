@@ -1,0 +1,54 @@
+"""How results look on a terminal, in a pipe, and as JSON."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+# Wide enough for any line of ours: a pipe has no edge to wrap at.
+PIPE_WIDTH = 1000
+
+
+def out() -> Console:
+    """Return a console on standard output; plain text where that is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def say(line: str = "") -> None:
+    """Print one line."""
+    out().print(line, markup=False)
+
+
+def show_json(value: object) -> None:
+    """Print JSON and nothing else."""
+    print(json.dumps(value, indent=2))
+
+
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; cells that are numbers, or are formatted from one, align right."""
+    cells = [list(map(str, row)) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, heading in enumerate(headings):
+        numeric = all(row[column][:1].isdigit() or row[column] == "-" for row in cells)
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    out().print(table)
+
+
+def show_rates(rates: Mapping[str, float]) -> None:
+    """Print the share of neurons that fired, layer by layer."""
+    say("Firing rate per layer (share of neurons, steps and images)")
+    show_table(["layer", "rate"], [(name, f"{rate:.4f}") for name, rate in rates.items()])
+
+
+def show_mistakes(mistakes: Sequence[tuple[str, str, int]]) -> None:
+    """Print the most frequent confusions in words."""
+    if not mistakes:
+        say("No image was mistaken.")
+        return
+    say("Most frequent mistakes")
+    for true, said, count in mistakes:
+        say(f"  {true} taken for {said}: {count} image{'s' if count > 1 else ''}")

@@ -1,0 +1,71 @@
+"""`spikedriven train`: a recipe into a run folder."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spikedriven.cli.console import say, show_mistakes, show_rates
+from spikedriven.errors import ConfigError
+
+
+def run(options: Namespace) -> int:
+    """Train or resume, then say what came out."""
+    from spikedriven.train.fit import fit, resume
+    from spikedriven.train.recipe import load_recipe
+
+    on_terminal = sys.stdout.isatty()
+    keywords: dict[str, Any] = {
+        "data_root": Path(options.data) if options.data else None,
+        "show_progress": on_terminal,
+        "say": None if on_terminal else say,
+    }
+    start: Callable[[], dict[str, Any]]
+    if options.resume is not None:
+        if options.recipe is not None or options.run is not None:
+            raise ConfigError(
+                "--resume continues a run as it was started; it must stand without a recipe, "
+                "settings or --run: leave them out"
+            )
+        folder = Path(options.resume)
+        start = partial(resume, folder, **keywords)
+    else:
+        if options.recipe is None:
+            raise ConfigError(
+                "no recipe is given; train needs one, or --resume RUN: "
+                "write for example spikedriven train digits"
+            )
+        recipe = load_recipe(options.recipe, options.settings)
+        folder = Path(options.run) if options.run else Path("runs") / Path(options.recipe).stem
+        start = partial(fit, recipe, run_dir=folder, **keywords)
+    try:
+        metrics = start()
+    except KeyboardInterrupt:
+        print(f"interrupted; continue with: spikedriven train --resume {folder}", file=sys.stderr)
+        return 130
+    _show(metrics, folder)
+    return 0
+
+
+def _show(metrics: dict[str, Any], folder: Path) -> None:
+    classes = metrics["data"]["classes"]
+    mistakes = [
+        (classes[true], classes[said], count)
+        for true, row in enumerate(metrics["confusion"])
+        for said, count in enumerate(row)
+        if true != said and count
+    ]
+    say()
+    say(
+        f"Test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_count']} images that "
+        f"training never saw ({metrics['train_seconds']:.0f} s, "
+        f"{metrics['num_parameters']:,} parameters)"
+    )
+    say()
+    show_mistakes(sorted(mistakes, key=lambda mistake: -mistake[2])[:3])
+    say()
+    show_rates(metrics["firing_rates"])
+    say()
+    say(f"Everything is in {folder}. Next: spikedriven eval {folder}")

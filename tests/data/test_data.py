@@ -1,0 +1,228 @@
+"""Every sample counts once, nothing depends on history, and damage is named."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from spikedriven.data import (
+    ArrayDataset,
+    AugmentConfig,
+    DataConfig,
+    DataInfo,
+    make_loader,
+    open_data,
+    read_image,
+)
+from spikedriven.errors import ConfigError, DataError
+
+VARIED = AugmentConfig(horizontal_flip=0.5, crop_padding=1, rotation=10, zoom=0.1)
+INFO = DataInfo(
+    name="made", classes=("a", "b"), in_channels=1, image_size=8, mean=(0.0,), std=(1.0,)
+)
+
+
+def digits(**fields):
+    return open_data(DataConfig(name="digits", augment=VARIED, **fields))
+
+
+def folder(root: Path, parts=("train", "test"), classes=("cat", "dog"), count=2) -> Path:
+    for part in parts:
+        for label, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = np.full((20, 30, 3), 40 * label + n, dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{n}.png")
+    return root
+
+
+def epoch_of(loader, epoch: int) -> list[torch.Tensor]:
+    loader.sampler.set_epoch(epoch)
+    return [images for images, _ in loader]
+
+
+def test_the_digits_are_scikit_learns_divided_in_three():
+    splits = open_data(DataConfig(name="digits", image_size=8))
+    sizes = [len(part) for part in (splits.train, splits.validation, splits.test)]
+    assert sizes == [1294, 143, 360]
+    assert sum(sizes) == len(load_digits().target)
+    parts = (splits.train, splits.validation, splits.test)
+    stored = np.concatenate([part.images.numpy() for part in parts])[:, 0] / 15
+    originals = {image.tobytes() for image in load_digits().images.astype(np.uint8)}
+    assert {image.tobytes() for image in stored.astype(np.uint8)} == originals
+
+
+def test_every_split_holds_each_class_in_proportion():
+    splits = digits()
+    for part in (splits.train, splits.validation, splits.test):
+        shares = np.bincount(part.labels, minlength=10) / len(part)
+        assert np.abs(shares - 0.1).max() < 0.012
+
+
+def test_a_sample_is_never_lost_and_never_given_twice():
+    dataset = digits().train
+    loader = make_loader(dataset, batch_size=100, shuffle=True)
+    batches = [labels for _, labels in loader]
+    assert [len(labels) for labels in batches] == [100] * 12 + [94]
+    assert sorted(torch.cat(batches).tolist()) == sorted(dataset.labels.tolist())
+    assert sorted(index for _, index in loader.sampler) == list(range(len(dataset)))
+
+
+def test_an_epoch_depends_on_neither_history_nor_workers():
+    dataset = ArrayDataset(*_few(digits().train), INFO, VARIED, seed=5)
+
+    def loader(workers):
+        return make_loader(dataset, batch_size=16, shuffle=True, seed=5, num_workers=workers)
+
+    with_history = loader(0)
+    first = epoch_of(with_history, 0)
+    for epoch in (1, 2):
+        epoch_of(with_history, epoch)
+    third = epoch_of(with_history, 3)
+    for workers in (0, 2):
+        fresh = epoch_of(loader(workers), 3)
+        assert all(torch.equal(a, b) for a, b in zip(third, fresh, strict=True))
+    assert not torch.equal(first[0], third[0])
+
+
+def _few(dataset: ArrayDataset):
+    return dataset.images[:40], dataset.labels[:40] % 2
+
+
+def test_variation_leaves_the_global_generators_alone():
+    colour = DataInfo(
+        name="made", classes=("a",), in_channels=3, image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    augment = AugmentConfig(rand_augment="rand-m9-n1-mstd0.4-inc1", crop_padding=1)
+    dataset = ArrayDataset(images, np.zeros(2, dtype=np.int64), colour, augment)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the global generator is the subject
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    varied = [dataset[0, n][0] for n in (0, 1, 0)]
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    assert torch.equal(varied[0], varied[2])
+
+
+def test_test_images_are_never_varied_and_training_images_are():
+    splits = digits()
+    assert torch.equal(splits.test[0][0], splits.test[0][0])
+    assert splits.test.augment is None
+    assert not torch.equal(splits.train[0, 1][0], splits.train[0, 2][0]) or not torch.equal(
+        splits.train[1, 1][0], splits.train[1, 2][0]
+    )
+
+
+def test_an_image_file_is_read_as_the_test_images_are(tmp_path):
+    splits = digits()
+    Image.fromarray(splits.test.pixels(7)[0].numpy()).save(tmp_path / "seven.png")
+    assert torch.equal(read_image(tmp_path / "seven.png", splits.info), splits.test[7][0])
+
+
+def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
+    splits = open_data(
+        DataConfig(name="image_folder", image_size=16, validation_fraction=0.5),
+        folder(tmp_path, count=4),
+    )
+    assert splits.info.classes == ("cat", "dog")
+    assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [4, 4, 8]
+    image, label = splits.test[7]
+    assert label == 1
+    expected = (torch.full((3,), 43 / 255) - torch.tensor(splits.info.mean)) / torch.tensor(
+        splits.info.std
+    )
+    assert torch.allclose(image, expected[:, None, None].expand(3, 16, 16), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "test/dog/0.png").write_bytes(b"no image"), "1 of 8 files"),
+        (lambda root: [p.unlink() for p in (root / "train/cat").iterdir()], "holds no image"),
+        (lambda root: (root / "test/dog").rename(root / "test/fox"), "first difference"),
+        (lambda root: (root / "test").rename(root / "else"), "no test folder"),
+        (lambda root: (root / "train").rename(root / "else"), "no train folder"),
+    ],
+    ids=["no image", "empty class", "other classes", "no test", "no train"],
+)
+def test_a_damaged_folder_is_refused_in_words(tmp_path, damage, message):
+    damage(folder(tmp_path))
+    with pytest.raises(DataError, match=message):
+        open_data(DataConfig(name="image_folder"), tmp_path)
+
+
+def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
+    root = folder(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    broken = root / "test/dog/1.png"
+    Image.fromarray(pixels).save(broken)
+    broken.write_bytes(broken.read_bytes()[:2000])
+    splits = open_data(DataConfig(name="image_folder", image_size=8), root)
+    with pytest.raises(DataError, match=r"1\.png is not a readable image"):
+        splits.test[3]
+
+
+def test_missing_data_says_what_is_looked_for(tmp_path):
+    with pytest.raises(DataError, match="pass --data DIR"):
+        open_data(DataConfig(name="fashion_mnist"))
+    with pytest.raises(DataError, match="FashionMNIST/raw/train-images-idx3-ubyte"):
+        open_data(DataConfig(name="fashion_mnist"), tmp_path)
+    with pytest.raises(DataError, match="cifar-10-batches-py"):
+        open_data(DataConfig(name="cifar10"), tmp_path)
+
+
+def test_damaged_idx_files_are_refused(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_data(DataConfig(name="mnist"), tmp_path)
+
+
+def test_altered_cifar_files_are_refused(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataError, match="incomplete or altered"):
+        open_data(DataConfig(name="cifar10"), tmp_path)
+
+
+def test_a_label_out_of_range_is_refused():
+    with pytest.raises(DataError, match=r"label 2; labels must lie in \[0, 1\]"):
+        ArrayDataset(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), np.array([2]), INFO)
+
+
+def test_an_unknown_dataset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean digits\?"):
+        open_data(DataConfig(name="digit"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"validation_fraction": 1.0},
+        {"batch_size": 0},
+        {"image_size": 2},
+        {"num_workers": -1},
+    ],
+)
+def test_a_data_setting_refuses_nonsense(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        DataConfig(name="digits", **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"horizontal_flip": 1.5},
+        {"crop_padding": -1},
+        {"rotation": 200.0},
+        {"rand_augment": "m9"},
+    ],
+)
+def test_an_augmentation_refuses_nonsense(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        AugmentConfig(**fields)

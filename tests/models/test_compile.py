@@ -1,0 +1,13 @@
+"""torch.compile takes the whole model, forward and backward, as one graph."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_it_compiles_to_one_graph_with_the_same_numbers():
+    script = Path(__file__).with_name("compiled.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

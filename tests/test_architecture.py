@@ -1,0 +1,67 @@
+"""The package as a whole: its public names, its silence on import, and the README's own words."""
+
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spikedriven as sd
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(sd.__path__, "spikedriven.")
+    if not module.name.endswith("__main__")
+]
+
+
+def test_every_public_name_is_there():
+    assert {"create_model", "list_models", "SDTConfig", "SpikeDrivenTransformer", "record_spikes",
+            "load_official", "to_official_state_dict"} <= set(dir(sd))  # fmt: skip
+    for name in sd.__all__:
+        assert getattr(sd, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = sd.nonsense
+
+
+def test_importing_the_package_imports_no_library():
+    code = "import sys, spikedriven; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_importing_any_module_says_nothing():
+    code = "import importlib\n" + "\n".join(
+        f"importlib.import_module({name!r})" for name in MODULES
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_the_readmes_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)  # noqa: S102 - the claim is that it runs
+
+
+def test_the_readmes_commands_are_understood():
+    from spikedriven.cli.main import parse
+
+    lines = re.findall(r"^    (spikedriven [^#\n]+)", README.read_text(), flags=re.MULTILINE)
+    assert len(lines) == 7
+    assert parse(["train", "a", "--data", "b", "c=1"]).settings == ["c=1"]
+    for line in lines:
+        options = parse(line.split()[1:])
+        assert options.verb in line
+
+
+def test_the_readmes_recipes_are_the_packaged_ones():
+    from spikedriven.train.recipe import list_recipes
+
+    sentence = re.search(r"Recipes: (.*?);", README.read_text(), flags=re.DOTALL).group(1)
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(list_recipes())

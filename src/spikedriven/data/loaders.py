@@ -16,6 +16,9 @@ from spikedriven.errors import DataError
 Address = int | tuple[int, int]
 """Index of a sample, or (epoch, index) where it is to be varied."""
 
+# First words of the seeds: without them sample 0 would draw from the stream of the order.
+ORDER, VARIATION = 1, 2
+
 
 class ArrayDataset(Dataset[tuple[Tensor, int]]):
     """Images with labels, held as bytes or read from files when asked for.
@@ -70,7 +73,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         epoch, index = address if isinstance(address, tuple) else (None, address)
         pixels = self.pixels(index)
         if self.augment is not None and epoch is not None:
-            pixels = self.augment(pixels, np.random.default_rng((self.seed, epoch, index)))
+            pixels = self.augment(pixels, np.random.default_rng((VARIATION, self.seed, epoch, index)))
         return normalise(pixels, self.info), int(self.labels[index])
 
 
@@ -95,7 +98,7 @@ class EpochSampler(Sampler[Address]):
         return self.length
 
     def __iter__(self) -> Iterator[Address]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        order = np.random.default_rng((ORDER, self.seed, self.epoch)).permutation(self.length)
         return ((self.epoch, int(index)) for index in order)
 
 

@@ -1,6 +1,6 @@
 """`python -m spikedriven` is the command."""
 
-from spikedriven.cli.main import main
+from spikedriven.cli.main import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

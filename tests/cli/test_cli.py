@@ -192,6 +192,40 @@ def test_help_needs_neither_torch_nor_numba():
     assert done.stdout.endswith("[]\n"), done.stdout
 
 
+def test_a_reader_that_goes_away_is_no_error():
+    for words in ("models", "models --json"):
+        done = subprocess.run(
+            f"{sys.executable} -m spikedriven {words} | true; echo ${{PIPESTATUS[0]}}",
+            shell=True,
+            executable="/bin/bash",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device"), "free some space"),
+        (PermissionError(13, "Permission denied", "x"), "must be accessible"),
+        (ModuleNotFoundError("no timm", name="timm"), 'pip install "spikedriven[train]"'),
+        (ModuleNotFoundError("no torch", name="torch"), "pip install spikedriven"),
+        (RuntimeError("boom"), "(boom); this is a defect"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_nobody_foresaw_is_a_sentence_too(capsys, monkeypatch, error, sentence):
+    from spikedriven.cli import doctor
+
+    def fails(_options):
+        raise error
+
+    monkeypatch.setattr(doctor, "run", fails)
+    assert sentence in refused(capsys, "doctor")
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "spikedriven", "nonsense"],

@@ -126,6 +126,40 @@ def test_an_image_file_is_read_as_the_test_images_are(tmp_path):
     assert torch.equal(read_image(tmp_path / "seven.png", splits.info), splits.test[7][0])
 
 
+def test_an_image_file_of_another_size_is_resized_as_the_stored_images_are(tmp_path):
+    small, large = (open_data(DataConfig(name="digits", image_size=n)) for n in (8, 16))
+    for n in range(20):
+        Image.fromarray(small.test.pixels(n)[0].numpy()).save(tmp_path / f"{n}.png")
+        assert torch.equal(read_image(tmp_path / f"{n}.png", large.info), large.test[n][0])
+
+
+def test_deep_pixels_are_refused_and_not_cut_off(tmp_path):
+    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save(tmp_path / "nan.tiff")
+    for name in ("deep.png", "nan.tiff"):
+        with pytest.raises(DataError, match="8 bits a channel"):
+            read_image(tmp_path / name, INFO)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="not a readable image"):
+        read_image(tmp_path / "x.png", INFO)
+
+
+def test_colour_augmentation_of_grey_images_is_refused():
+    config = DataConfig(name="digits", augment=AugmentConfig(rand_augment="rand-m9-n1"))
+    with pytest.raises(ConfigError, match="needs colour images"):
+        open_data(config)
+
+
+def test_a_small_folder_keeps_images_on_either_side(tmp_path):
+    root = folder(tmp_path, count=3)
+    for fraction, sizes in ((0.1, (4, 2)), (0.9, (2, 4))):
+        splits = open_data(DataConfig(name="image_folder", validation_fraction=fraction), root)
+        assert (len(splits.train), len(splits.validation)) == sizes
+
+
 def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
     splits = open_data(
         DataConfig(name="image_folder", image_size=16, validation_fraction=0.5),
@@ -146,11 +180,12 @@ def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
     [
         (lambda root: (root / "test/dog/0.png").write_bytes(b"no image"), "1 of 8 files"),
         (lambda root: [p.unlink() for p in (root / "train/cat").iterdir()], "holds no image"),
+        (lambda root: (root / "test/dog/notes.txt").write_text("x"), "no images by their names"),
         (lambda root: (root / "test/dog").rename(root / "test/fox"), "first difference"),
         (lambda root: (root / "test").rename(root / "else"), "no test folder"),
         (lambda root: (root / "train").rename(root / "else"), "no train folder"),
     ],
-    ids=["no image", "empty class", "other classes", "no test", "no train"],
+    ids=["no image", "foreign file", "empty class", "other classes", "no test", "no train"],
 )
 def test_a_damaged_folder_is_refused_in_words(tmp_path, damage, message):
     damage(folder(tmp_path))
@@ -221,6 +256,8 @@ def test_a_data_setting_refuses_nonsense(fields):
         {"crop_padding": -1},
         {"rotation": 200.0},
         {"rand_augment": "m9"},
+        {"rand_augment": "rand-m9-foo"},
+        {"rand_augment": "rand-"},
     ],
 )
 def test_an_augmentation_refuses_nonsense(fields):

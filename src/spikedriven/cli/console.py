@@ -6,19 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # Wide enough for any line of ours: a pipe has no edge to wrap at.
 PIPE_WIDTH = 1000
 
 
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a reader that has gone to the command's entry, which ends in peace."""
+        raise BrokenPipeError
+
+
 def out() -> Console:
     """Return a console on standard output; plain text where that is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return _Terminal(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def say(line: str = "") -> None:
     """Print one line."""
-    out().print(line, markup=False)
+    out().print(line, markup=False, emoji=False)
 
 
 def show_json(value: object) -> None:
@@ -34,7 +41,7 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         numeric = all(row[column][:1].isdigit() or row[column] == "-" for row in cells)
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     out().print(table)
 
 

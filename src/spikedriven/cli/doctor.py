@@ -30,7 +30,7 @@ def run(options: Namespace) -> int:
         **_devices(),
         "kernel_cache": _cache(),
     }
-    broken = any(versions[name] is None for name in CORE)
+    broken = any(versions[name] is None for name in CORE) or "torch_error" in machine
     if options.json:
         show_json({"machine": machine, "packages": versions, "advice": advice, "ok": not broken})
         return 1 if broken else 0
@@ -52,8 +52,8 @@ def _version(name: str) -> str | None:
 def _devices() -> dict[str, object]:
     try:
         import torch
-    except ImportError:
-        return {}
+    except (ImportError, OSError) as error:
+        return {"torch_error": str(error)}
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"threads": torch.get_num_threads(), "gpus": ", ".join(names) or "none"}
 

@@ -14,6 +14,7 @@ from spikedriven import __version__
 from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+CORE = ("torch", "numpy", "numba", "safetensors")
 VERBS = ("train", "eval", "predict", "models", "doctor")
 
 
@@ -33,6 +34,7 @@ def build_parser() -> ArgumentParser:
         description="Spike-driven Transformers: train, evaluate, predict.",
         allow_abbrev=False,
     )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
@@ -87,20 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _fail(
             f"the package {error.name} is not installed; this command needs it: "
-            'pip install "spikedriven[train]"',
+            + ("pip install " + ("spikedriven" if error.name in CORE else '"spikedriven[train]"')),
             BAD_INPUT,
         )
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if debug:
             traceback.print_exc()
         where = f" {error.filename}" if error.filename else ""
-        cure = "free some space" if error.errno == errno.ENOSPC else "check the path"
-        return _fail(f"{error.strerror or error}{where}; it must be accessible: {cure}", BAD_INPUT)
+        need = "there must be room: free some space"
+        if error.errno != errno.ENOSPC:
+            need = "it must be accessible: check the path"
+        return _fail(f"{error.strerror or error}{where}; {need}", BAD_INPUT)
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all
         if debug:
             traceback.print_exc()
+        reason = (str(error).splitlines() or ["no message"])[0]
         return _fail(
-            f"unexpected {type(error).__name__} ({str(error).splitlines()[:1]}); this is a defect: "
+            f"unexpected {type(error).__name__} ({reason}); this is a defect: "
             "run again with --debug and report what it prints",
             BAD_INPUT,
         )

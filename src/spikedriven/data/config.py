@@ -1,8 +1,12 @@
 """What can be set about data, and what a dataset says about itself."""
 
+import re
 from dataclasses import dataclass, field
 
 from spikedriven.errors import ConfigError
+
+# timm passes over what it does not know; here every part must be one that it does.
+_RAND_AUGMENT = re.compile(r"rand(-(m\d+(\.\d+)?|n[1-9]\d*|mstd\d+(\.\d+)?|mmax\d+|inc[01]))+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class AugmentConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; it must lie in [0, {limit}]: use 0 for none"
                 )
-        if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
+        if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ConfigError(
                 f"rand_augment is {self.rand_augment!r}; it must be timm's notation: "
                 "write for example rand-m9-n1-mstd0.4-inc1"

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from spikedriven.data.config import DataConfig, DataInfo
+from spikedriven.data.transforms import UNREADABLE
 from spikedriven.errors import DataError
 
 SUFFIXES = frozenset(Image.registered_extensions())
@@ -46,7 +47,7 @@ def open_folder(
     ]
     _check_headers([path for part in parts if part is not None for path in part[0]])
     info = DataInfo(
-        name=root.name,
+        name=root.resolve().name,
         classes=classes,
         in_channels=3,
         image_size=config.image_size or 224,
@@ -83,9 +84,13 @@ def _files(folder: Path, classes: tuple[str, ...]) -> Files:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        members = sorted(
-            path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES
-        )
+        members = sorted(p for p in (folder / name).iterdir() if not p.name.startswith("."))
+        foreign = [path for path in members if path.suffix.lower() not in SUFFIXES]
+        if foreign:
+            raise DataError(
+                f"{len(foreign)} entries of {folder / name} are no images by their names, the "
+                f"first being {foreign[0].name}; a class folder must hold images only: remove them"
+            )
         if not members:
             raise DataError(
                 f"{folder / name} holds no image; every class must have at least one: "
@@ -102,7 +107,7 @@ def _check_headers(paths: list[Path]) -> None:
         try:
             with Image.open(path):
                 pass
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+        except UNREADABLE:
             unreadable.append(path)
     if unreadable:
         raise DataError(

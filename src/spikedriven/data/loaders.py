@@ -73,7 +73,9 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         epoch, index = address if isinstance(address, tuple) else (None, address)
         pixels = self.pixels(index)
         if self.augment is not None and epoch is not None:
-            pixels = self.augment(pixels, np.random.default_rng((VARIATION, self.seed, epoch, index)))
+            pixels = self.augment(
+                pixels, np.random.default_rng((VARIATION, self.seed, epoch, index))
+            )
         return normalise(pixels, self.info), int(self.labels[index])
 
 

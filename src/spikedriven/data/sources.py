@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from spikedriven.data.config import DataConfig, DataInfo
 from spikedriven.data.folder import open_folder
 from spikedriven.data.loaders import ArrayDataset
+from spikedriven.data.transforms import resized
 from spikedriven.errors import ConfigError, DataError
 
 # The five-fold stratified split of the digits, as bytes: 0 train, 1 test.
@@ -61,6 +61,11 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
             f"there is no dataset {config.name!r}; the datasets are {', '.join(_SOURCES)}: {cure}"
         )
     info, train, validation, test = _SOURCES[config.name](config, root)
+    if config.augment.rand_augment is not None and info.in_channels != 3:
+        raise ConfigError(
+            f"rand_augment is set and {config.name} is grey; RandAugment needs colour images: "
+            "remove data.augment.rand_augment"
+        )
     if validation is None:
         train, validation = _held_out(*train, config.validation_fraction)
     return Splits(
@@ -79,7 +84,10 @@ def _held_out(
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = np.random.default_rng(int(label)).permutation(members)
-        chosen[order[: round(fraction * len(members))]] = True
+        count = round(fraction * len(members))
+        if fraction > 0 and len(members) > 1:  # some on either side, however few there are
+            count = min(max(count, 1), len(members) - 1)
+        chosen[order[:count]] = True
 
     def part(mask: NDArray[np.bool_]) -> Part:
         kept = np.flatnonzero(mask)
@@ -88,14 +96,6 @@ def _held_out(
         return [images[i] for i in kept], labels[kept]
 
     return part(~chosen), part(chosen)
-
-
-def _resized(images: Tensor, size: int | None) -> Tensor:
-    """Return uint8 [N, C, size, size], by bilinear interpolation where the size differs."""
-    if size is None or images.shape[-2:] == (size, size):
-        return images
-    resized = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _digits(config: DataConfig, root: Path | None) -> Opened:  # noqa: ARG001 - it is embedded
@@ -116,7 +116,8 @@ def _digits(config: DataConfig, root: Path | None) -> Opened:  # noqa: ARG001 - 
         )
     # 16 grey levels are spread over bytes; 17 levels times 15 is the nearest whole factor.
     pixels = torch.from_numpy((bunch.images * 15).astype(np.uint8))[:, None]
-    pixels = _resized(pixels, config.image_size or DIGITS_SIZE)
+    size = config.image_size or DIGITS_SIZE
+    pixels = resized(pixels, size, size)
     info = DataInfo(
         name="digits",
         classes=tuple("0123456789"),
@@ -164,12 +165,22 @@ def _mnist_like(
             try:
                 images = read_image_file(str(raw / f"{prefix}-images-idx3-ubyte"))[:, None]
                 labels = read_label_file(str(raw / f"{prefix}-labels-idx1-ubyte"))
-            except (OSError, ValueError, AssertionError, RuntimeError) as error:
+                if images.dtype != torch.uint8 or images.shape[1:] != (1, 28, 28):
+                    raise ValueError(f"images are {images.dtype} {list(images.shape)}")
+            except (
+                OSError,
+                ValueError,
+                AssertionError,
+                RuntimeError,
+                LookupError,
+                TypeError,
+            ) as error:
                 raise DataError(
                     f"the {prefix} files of {config.name} in {raw} cannot be read ({error}); they "
                     "must be the original idx files, unpacked: copy them again"
                 ) from error
-            return _resized(images, config.image_size), labels.numpy().astype(np.int64)
+            size = config.image_size or 28
+            return resized(images, size, size), labels.numpy().astype(np.int64)
 
         train, test = part("train"), part("t10k")
         info = DataInfo(
@@ -205,7 +216,8 @@ def _cifar(
 
         def part(loaded: datasets.CIFAR10) -> Part:
             pixels = torch.from_numpy(loaded.data).movedim(-1, 1).contiguous()
-            return _resized(pixels, config.image_size), np.array(loaded.targets, dtype=np.int64)
+            size = config.image_size or 32
+            return resized(pixels, size, size), np.array(loaded.targets, dtype=np.int64)
 
         info = DataInfo(
             name=config.name,

@@ -14,6 +14,18 @@ from torch import Tensor
 from spikedriven.data.config import AugmentConfig, DataInfo
 from spikedriven.errors import ConfigError, DataError
 
+UNREADABLE = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a file that is no whole image."""
+
+# Deeper pixels Pillow would cut off at 255 without a word.
+_EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
+
 
 def read_image(path: Path, info: DataInfo) -> Tensor:
     """Read an image file as the dataset's test images are: resized, centre-cropped, normalised.
@@ -32,27 +44,49 @@ def read_image(path: Path, info: DataInfo) -> Tensor:
 
 
 def decode(path: Path, in_channels: int, size: int) -> Tensor:
-    """Return uint8 [C, size, size]: the shorter side resized (bilinear), the middle cropped.
+    """Return uint8 [C, size, size]: the shorter side resized, the middle cropped.
 
     Raises:
-        DataError: The file is missing or is no whole image.
+        DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as opened:
+            deep = opened.mode not in _EIGHT_BIT
             image = opened.convert("L" if in_channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path} is not a readable image ({error}); it must be a whole image file: "
             "repair or remove it"
         ) from error
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        wide, high = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = (wide - size) // 2, (high - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if in_channels == 1 else pixels.movedim(-1, 0).contiguous()
+    if deep:
+        raise DataError(
+            f"{path} has pixels of mode {opened.mode}; they must have 8 bits a channel: "
+            "convert the file"
+        )
+    array = torch.from_numpy(np.array(image))
+    pixels = array[None] if in_channels == 1 else array.movedim(-1, 0)
+    scale = size / min(image.size)
+    high, wide = (max(size, round(side * scale)) for side in pixels.shape[1:])
+    top, left = (high - size) // 2, (wide - size) // 2
+    return resized(pixels[None], high, wide)[0, :, top : top + size, left : left + size]
+
+
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Return uint8 [N, C, height, width], by bilinear interpolation that averages when it shrinks.
+
+    The one place where sizes change: files and stored arrays take the same way.
+    """
+    if images.shape[-2:] == (height, width):
+        return images
+    size = (height, width)
+    parts = [
+        F.interpolate(part.float(), size, mode="bilinear", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        for part in images.split(1000)  # a whole dataset as floats would not fit in memory
+    ]
+    return torch.cat(parts)
 
 
 def normalise(pixels: Tensor, info: DataInfo) -> Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from spikedriven.data import ArrayDataset, Splits, make_loader, open_data
 from spikedriven.errors import ConfigError, DataError
 from spikedriven.models.sdt import SpikeDrivenTransformer
-from spikedriven.models.weights import load_model
-from spikedriven.nn.probe import SpikeCount, count_spikes
+from spikedriven.nn.probe import count_spikes
+from spikedriven.train.config import Recipe
 from spikedriven.train.run import Run
 
 BATCH = 128
@@ -50,6 +50,12 @@ def open_run_data(run: Run, data_root: Path | None) -> Splits:
     return open_data(recipe.data, data_root, seed=recipe.seed)
 
 
+def device_for(recipe: Recipe) -> torch.device:
+    """Return the GPU where there is one and the recipe does not say `cpu`, else the CPU."""
+    on_gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 def evaluate(
     run_dir: Path,
     *,
@@ -72,15 +78,13 @@ def evaluate(
     """
     if split not in ("test", "validation"):
         raise ConfigError(f"split is {split!r}; it must be test or validation: choose one")
-    if weights not in (None, "last", "best"):
-        raise ConfigError(f"weights is {weights!r}; it must be last or best: choose one")
     run = Run.open(run_dir)
-    model = load_model(run.weights_file(weights or run.recipe().evaluate))
+    model = run.model(weights).to(device_for(run.recipe()))
     splits = open_run_data(run, data_root)
     return evaluate_model(model, splits.test if split == "test" else splits.validation)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate_model(model: SpikeDrivenTransformer, dataset: ArrayDataset) -> Evaluation:
     """Evaluate a model in evaluation mode; it is left in the mode it was in.
 
@@ -98,7 +102,6 @@ def evaluate_model(model: SpikeDrivenTransformer, dataset: ArrayDataset) -> Eval
     num_classes = model.config.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     total_loss = 0.0
-    counts: dict[str, SpikeCount]
     with count_spikes(model) as counts:
         for images, labels in make_loader(dataset, batch_size=BATCH):
             logits = model(images.to(device)).cpu().float()

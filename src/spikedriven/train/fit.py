@@ -1,11 +1,6 @@
 """From a recipe to a trained model in a run folder, and on from where a run stopped."""
 
-import csv
-import json
-import logging
-import math
-import time
-import warnings
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,67 +9,22 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from spikedriven.data import EpochSampler, Splits, make_loader, open_data
-from spikedriven.errors import BackendError, ConfigError, SpikeDrivenError
+from spikedriven.data import Splits, make_loader, open_data
+from spikedriven.errors import BackendError, CheckpointError, ConfigError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SpikeDrivenTransformer
-from spikedriven.models.weights import load_model
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
 from spikedriven.train.checkpoint import KeepWeights, WholeFileIO
-from spikedriven.train.evaluate import evaluate_model
+from spikedriven.train.config import Recipe
+from spikedriven.train.evaluate import device_for, evaluate_model
+from spikedriven.train.log import line_writer, open_loggers, quiet_lightning
 from spikedriven.train.module import Training
 from spikedriven.train.progress import Bar, EpochLine
-from spikedriven.train.recipe import Recipe
 from spikedriven.train.run import Run
+from spikedriven.train.watch import Watch
 
 LOG_EVERY = 10
-
-
-class DivergedError(SpikeDrivenError):
-    """The loss is no longer a number."""
-
-
-class _Watch(lightning.Callback):
-    """Gives each epoch its order of the data, stops at a loss that is no number, notes Ctrl-C."""
-
-    def __init__(self) -> None:
-        self.interrupted = False
-
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        del pl_module
-        loader = trainer.train_dataloader
-        assert loader is not None
-        assert isinstance(loader.sampler, EpochSampler)
-        loader.sampler.set_epoch(trainer.current_epoch)
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        del pl_module, batch
-        if not math.isfinite(outputs["loss"]):
-            raise DivergedError(
-                f"the loss is {float(outputs['loss'])} in epoch {trainer.current_epoch + 1}, step "
-                f"{batch_idx + 1}; it must be a number, and the checkpoints of the epoch before "
-                "are whole: lower optimizer.lr or set trainer.gradient_clip=1.0"
-            )
-
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        del trainer, pl_module
-        self.interrupted = isinstance(exception, KeyboardInterrupt)
 
 
 def fit(
@@ -102,7 +52,7 @@ def fit(
         DataError: The data is missing or damaged.
         CheckpointError: A checkpoint cannot be written; the one before it is whole.
         DivergedError: The loss is no longer a number.
-        KeyboardInterrupt: Ctrl-C; `resume` continues from the last whole epoch.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; `resume` continues from the last whole epoch.
     """
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     _check_devices(recipe)
@@ -118,9 +68,13 @@ def resume(
     show_progress: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Continue a run after its last whole epoch, with the numbers it would have had.
+    """Continue a run after its last whole epoch; on a CPU, to the last bit as if never stopped.
 
-    Arguments, result and errors as in `fit`.
+    Arguments, result and errors as in `fit`; besides,
+
+    Raises:
+        ConfigError: The folder is no run, or the run has finished.
+        CheckpointError: The training state is damaged, hostile, or of another recipe.
     """
     run = Run.open(run_dir)
     recipe = run.recipe()
@@ -137,12 +91,15 @@ def resume(
 
 def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     info = splits.info
-    model = create_model(
-        recipe.model.name,
-        **recipe.model.overrides(),
-        num_classes=len(info.classes),
-        in_channels=info.in_channels,
-    )
+    found = {"num_classes": len(info.classes), "in_channels": info.in_channels}
+    wanted = recipe.model.overrides()
+    for name, number in found.items():
+        if wanted.get(name, number) != number:
+            raise ConfigError(
+                f"model.{name} is {wanted[name]}; it must be {number}, as {info.name} has it: "
+                "leave it out"
+            )
+    model = create_model(recipe.model.name, **(wanted | found))
     stride = model.config.stride
     if info.image_size % stride:
         raise ConfigError(
@@ -157,11 +114,10 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
 
 
 def _check_devices(recipe: Recipe) -> None:
-    wanted, found = recipe.trainer, torch.cuda.device_count()
-    if wanted.accelerator == "gpu" and found < wanted.devices:
+    if recipe.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise BackendError(
-            f"{wanted.devices} GPUs are asked for and {found} are there; there must be as many: "
-            "set trainer.accelerator=cpu or trainer.devices"
+            "a GPU is asked for and none is there; the accelerator must exist: "
+            "set trainer.accelerator=cpu"
         )
 
 
@@ -173,26 +129,19 @@ def _train(
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     recipe = run.recipe()
-    watch = _Watch()
-    callbacks: list[lightning.Callback] = [watch]
-    callbacks += [Bar()] if show_progress else []
-    callbacks += [EpochLine(say)] if say is not None else []
-    callbacks.append(KeepWeights(run))
-    resuming = run.state_file.exists()
-    earlier = _logged_rows(run) if resuming else []
-    training = Training(model, recipe)
-    started = time.monotonic()
-    with _quiet():
+    state = run.state_file if run.state_file.exists() else None
+    steps_done = WholeFileIO().load_checkpoint(state)["global_step"] if state else 0
+    watch, keep = Watch(), KeepWeights(run)
+    # A weight that is no number is met before it is kept; an epoch is announced once it is.
+    callbacks = [watch, keep, EpochLine(line_writer(run, say)), *([Bar()] if show_progress else [])]
+    with quiet_lightning(), _explained(run):
         trainer = lightning.Trainer(
             accelerator=recipe.trainer.accelerator,
-            devices=recipe.trainer.devices,
+            devices=1,
             precision=recipe.trainer.precision,  # type: ignore[arg-type]
             gradient_clip_val=recipe.trainer.gradient_clip,
             max_epochs=recipe.schedule.total_epochs,
-            logger=[
-                CSVLogger(run.folder, name="", version=""),
-                TensorBoardLogger(run.folder, name="tensorboard", version=""),
-            ],
+            logger=open_loggers(run, steps_done),
             callbacks=callbacks,
             plugins=[WholeFileIO()],
             enable_checkpointing=False,
@@ -200,28 +149,32 @@ def _train(
             enable_model_summary=False,
             log_every_n_steps=LOG_EVERY,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,
         )
-        seconds_before = _seconds_so_far(run)
         try:
-            _fit(trainer, training, splits, recipe, run.state_file if resuming else None)
+            trainer.fit(Training(model, recipe), *_loaders(recipe, splits), ckpt_path=state)
         except SystemExit:
             if watch.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        finally:
-            _note_seconds(run, seconds_before + time.monotonic() - started)
-            _join_logs(run, earlier)
-    return _finish(run, model, splits, _seconds_so_far(run))
+        return _finish(run, splits, keep.seconds)
 
 
-def _fit(
-    trainer: lightning.Trainer,
-    training: Training,
-    splits: Splits,
-    recipe: Recipe,
-    state: Path | None,
-) -> None:
+@contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    """Say in one sentence that the run folder can no longer be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise CheckpointError(
+            f"{run.folder} could not be written ({error.strerror}), and its checkpoints are whole; "
+            "it must be writable and have room: free some space and continue with "
+            f"spikedriven train --resume {run.folder}"
+        ) from error
+
+
+def _loaders(recipe: Recipe, splits: Splits) -> tuple[Any, Any]:
     data = recipe.data
     train = make_loader(
         splits.train,
@@ -230,22 +183,23 @@ def _fit(
         seed=recipe.seed,
         num_workers=data.num_workers,
     )
-    validation = (
-        make_loader(splits.validation, batch_size=data.batch_size, num_workers=data.num_workers)
-        if len(splits.validation)
-        else None
+    if len(splits.validation) == 0:
+        return train, None
+    return train, make_loader(
+        splits.validation, batch_size=data.batch_size, num_workers=data.num_workers
     )
-    trainer.fit(training, train, validation, ckpt_path=state)
 
 
-def _finish(
-    run: Run, model: SpikeDrivenTransformer, splits: Splits, seconds: float
-) -> dict[str, Any]:
+def _finish(run: Run, splits: Splits, seconds: float) -> dict[str, Any]:
     """Test once, and write down what came out."""
     recipe = run.recipe()
-    tested = load_model(run.weights_file(recipe.evaluate))
-    result = evaluate_model(tested, splits.test)
+    device = device_for(recipe)
+    model = run.model().to(device)
+    result = evaluate_model(model, splits.test)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    commit, machine = this_commit(), this_device()
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}; {machine}"
     metrics = {
         "test_accuracy": result.accuracy,
         "test_loss": result.loss,
@@ -259,10 +213,9 @@ def _finish(
         "firing_rates": result.firing_rates,
         "confusion": result.confusion,
         "data": asdict(splits.info),
-        "commit": this_commit(),
-        "device": this_device(),
+        "commit": commit,
+        "device": machine,
     }
-    run.metrics_file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     subject = f"{recipe.model.name} on {recipe.data.name}"
     values = [
         ("test_accuracy", result.accuracy, "1", result.count),
@@ -279,70 +232,12 @@ def _finish(
                 subject=subject,
                 count=count,
                 command=this_command(),
-                commit=this_commit(),
-                device=this_device(),
+                commit=commit,
+                device=machine,
                 context={"seed": recipe.seed, "torch": torch.__version__},
             )
             for metric, value, unit, count in values
         ),
     )
+    run.write_metrics(metrics)  # last: with it the run has finished
     return metrics
-
-
-# ------------------------------------------------------------------ what Lightning leaves to us
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advertisements and hints about workers off the screen."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|tensorboard)\b.*")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _log_file(run: Run) -> Path:
-    return run.folder / "metrics.csv"
-
-
-def _logged_rows(run: Run) -> list[dict[str, str]]:
-    """Return the log up to the last whole epoch; what came after it will be logged again."""
-    state = WholeFileIO().load_checkpoint(run.state_file)
-    if not _log_file(run).exists():
-        return []
-    with _log_file(run).open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) < state["global_step"]]
-
-
-def _join_logs(run: Run, earlier: list[dict[str, str]]) -> None:
-    """Put the rows of before an interruption in front of those of after it."""
-    if not earlier or not _log_file(run).exists():
-        return
-    with _log_file(run).open(newline="") as file:
-        start = int(earlier[-1]["step"])
-        later = [row for row in csv.DictReader(file) if int(row["step"]) > start]
-    names = list(dict.fromkeys(name for row in [*earlier, *later] for name in row))
-    with _log_file(run).open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows([*earlier, *later])
-
-
-def _seconds_file(run: Run) -> Path:
-    return run.checkpoints / "seconds.json"
-
-
-def _seconds_so_far(run: Run) -> float:
-    file = _seconds_file(run)
-    return float(json.loads(file.read_text())) if file.exists() else 0.0
-
-
-def _note_seconds(run: Run, seconds: float) -> None:
-    _seconds_file(run).write_text(json.dumps(seconds))

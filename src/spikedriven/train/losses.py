@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from spikedriven.train.recipe import LossConfig
+from spikedriven.train.config import LossConfig
 
 # The released code's `means`: every logit is drawn towards it.
 TET_MEAN = 1.0

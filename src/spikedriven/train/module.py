@@ -13,10 +13,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from spikedriven.errors import CheckpointError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
+from spikedriven.train.config import OptimizerConfig, Recipe, ScheduleConfig
 from spikedriven.train.losses import loss_of_steps
-from spikedriven.train.recipe import OptimizerConfig, Recipe, ScheduleConfig
 
 # Counting every spike costs a pass over each layer; one step in so many is enough to watch.
 RATE_EVERY = 20
@@ -43,10 +44,26 @@ class Training(lightning.LightningModule):
         return build_optimizer(self.model, self.recipe.optimizer)
 
     def on_train_epoch_start(self) -> None:
-        """Set this epoch's rate (a function of the epoch alone) and order of the data."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
-        set_rate(optimizer.optimizer, self.recipe.schedule, self.current_epoch)
+        """Set this epoch's rate, a function of the epoch alone."""
+        set_rate(self._optimizer(), self.recipe.schedule, self.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe beside the state that it led to."""
+        checkpoint["recipe"] = self.recipe.to_yaml()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the state is this recipe's.
+
+        Raises:
+            CheckpointError: It belongs to another recipe or model.
+        """
+        own, stored = self.state_dict(), checkpoint["state_dict"]
+        fits = own.keys() == stored.keys() and all(own[k].shape == stored[k].shape for k in own)
+        if checkpoint["recipe"] != self.recipe.to_yaml() or not fits:
+            raise CheckpointError(
+                "the training state belongs to another recipe than the recipe.yaml beside it; a "
+                "run can only continue as it was started: undo the change, or start another run"
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch."""
@@ -61,6 +78,7 @@ class Training(lightning.LightningModule):
             fired = sum(count.fired for count in counts.values())
             rate = fired / sum(count.sites for count in counts.values())
             self.log("firing_rate", rate, prog_bar=True)
+            self.log("lr", self._optimizer().param_groups[0]["lr"])
         else:
             steps = self.model.forward_steps(images)
         loss = loss_of_steps(steps, target, self.recipe.loss)
@@ -77,6 +95,11 @@ class Training(lightning.LightningModule):
         self.validation_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log("validation_accuracy", self.validation_accuracy, prog_bar=True)
         self.log("validation_loss", self.validation_loss)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        wrapped = self.optimizers()
+        assert isinstance(wrapped, lightning.pytorch.core.optimizer.LightningOptimizer)
+        return wrapped.optimizer
 
     def _mixes(self) -> bool:
         loss = self.recipe.loss

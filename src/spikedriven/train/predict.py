@@ -7,7 +7,6 @@ import torch
 
 from spikedriven.data import DataInfo, read_image
 from spikedriven.errors import ConfigError, DataError
-from spikedriven.models.weights import load_model
 from spikedriven.train.run import Run
 
 
@@ -22,7 +21,7 @@ class Prediction:
     """One sentence where the image could not be read."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict(
     run_dir: Path, paths: list[Path], *, top_k: int = 5, weights: str | None = None
 ) -> list[Prediction]:
@@ -35,13 +34,15 @@ def predict(
         weights: `last` or `best`; by default what the recipe says.
 
     Raises:
-        ConfigError: The folder is no run, or `top_k` is below 1.
+        ConfigError: The folder is no run or has not finished, `top_k` is below 1, or `weights`
+            is unknown.
+        DataError: The run's metrics.json is damaged.
         CheckpointError: The weights are damaged.
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; it must be at least 1: 5 is usual")
     run = Run.open(run_dir)
-    model = load_model(run.weights_file(weights or run.recipe().evaluate))
+    model = run.model(weights)
     info = _info(run)
     predictions = []
     for path in paths:

@@ -6,17 +6,46 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+# Short names, so that all stand on one line of an ordinary terminal.
+SHOWN = {
+    "loss": "loss",
+    "accuracy": "acc",
+    "validation_accuracy": "val",
+    "firing_rate": "firing",
+}
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar (step, time left, loss, accuracy, firing rate) without its version number."""
+    """Lightning's bar: step, time left, loss, accuracy, firing rate; epochs counted from one."""
+
+    def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
+        """Return a bar narrow enough to leave room for the numbers."""
+        del trainer
+        return [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=6),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+        ]
 
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, Any]:
         """Return what stands at the end of the bar."""
-        shown = super().get_metrics(trainer, pl_module)
-        return {key: value for key, value in shown.items() if key != "v_num"}
+        found = super().get_metrics(trainer, pl_module)
+        return {shown: found[name] for name, shown in SHOWN.items() if name in found}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts from zero; everything else here that a person reads counts from one.
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class EpochLine(lightning.Callback):

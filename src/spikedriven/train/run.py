@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikedriven.errors import ConfigError
-from spikedriven.train.recipe import Recipe, load_recipe
+from spikedriven.errors import ConfigError, DataError
+from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.models.weights import load_model, write_whole
+from spikedriven.train.config import Recipe
+from spikedriven.train.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ class Run:
     def records_file(self) -> Path:
         """The same as records with their passports."""
         return self.folder / "records.jsonl"
+
+    @property
+    def table_file(self) -> Path:
+        """Loss, accuracy, rate and firing rate, step by step."""
+        return self.folder / "metrics.csv"
+
+    @property
+    def log_file(self) -> Path:
+        """One line for every epoch."""
+        return self.folder / "train.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -91,8 +104,47 @@ class Run:
         return load_recipe(self.recipe_file)
 
     def metrics(self) -> dict[str, Any]:
-        """Return what came out, or nothing where the run has not finished."""
+        """Return what came out, or nothing where the run has not finished.
+
+        Raises:
+            DataError: The file is damaged.
+        """
         if not self.metrics_file.is_file():
             return {}
-        loaded: dict[str, Any] = json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        try:
+            loaded: dict[str, Any] = json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{self.metrics_file} is damaged ({error}); it must be what training wrote: remove "
+                f"it and write it anew with spikedriven train --resume {self.folder}"
+            ) from error
         return loaded
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write what came out; from then on the run has finished.
+
+        Raises:
+            CheckpointError: The file cannot be written.
+        """
+        write_whole(self.metrics_file, (json.dumps(metrics, indent=2) + "\n").encode())
+
+    def model(self, which: str | None = None) -> SpikeDrivenTransformer:
+        """Load weights, in evaluation mode.
+
+        Args:
+            which: `last` or `best`; by default what the recipe says.
+
+        Raises:
+            ConfigError: `which` is neither, or nothing chose a best.
+            CheckpointError: The weights are missing or damaged.
+        """
+        recipe = self.recipe()
+        which = which or recipe.evaluate
+        if which not in ("last", "best"):
+            raise ConfigError(f"weights is {which!r}; it must be last or best: choose one")
+        if which == "best" and recipe.data.validation_fraction == 0:
+            raise ConfigError(
+                f"{self.folder} has no best weights, because no validation split chose them; "
+                "weights must be last: leave it out"
+            )
+        return load_model(self.weights_file(which))

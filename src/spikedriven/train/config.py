@@ -1,0 +1,226 @@
+"""What a recipe can say, typed; every value that cannot work is refused with its cure."""
+
+import dataclasses
+import math
+from typing import Any
+
+import yaml
+
+from spikedriven.data import DataConfig
+from spikedriven.errors import ConfigError
+
+
+def _require(holds: bool, key: str, value: object, must: str, cure: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} is {value!r}; it must be {must}: {cure}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """A named variant, and the fields of its config that differ."""
+
+    name: str
+    """One of `spikedriven.list_models()`."""
+    depth: int | None = None
+    width: int | None = None
+    num_steps: int | None = None
+    mlp_ratio: float | None = None
+    num_heads: int | None = None
+    stem_pool: str | None = None
+    neuron: str | None = None
+    dvs_dilation: bool | None = None
+    num_classes: int | None = None
+    """The data's; where it is given, the data must agree."""
+    in_channels: int | None = None
+    """The data's; where it is given, the data must agree."""
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the fields that were set."""
+        given = dataclasses.asdict(self)
+        del given["name"]
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How weights move."""
+
+    name: str = "adamw"
+    """`adamw`, or timm's `lamb`."""
+    lr: float = 1e-3
+    """Learning rate after warm-up."""
+    weight_decay: float = 0.05
+    """Applied to weights, never to biases and other vectors."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.name in ("adamw", "lamb"),
+            "optimizer.name",
+            self.name,
+            "adamw or lamb",
+            "choose one",
+        )
+        _require(
+            0 < self.lr < math.inf, "optimizer.lr", self.lr, "above 0 and finite", "1e-3 is usual"
+        )
+        _require(
+            0 <= self.weight_decay < math.inf,
+            "optimizer.weight_decay",
+            self.weight_decay,
+            "at least 0 and finite",
+            "use 0 for none",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over epochs: linear warm-up, cosine, then flat; set once an epoch."""
+
+    epochs: int
+    """Epochs of warm-up and cosine together."""
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-6
+    """Rate of the first warm-up epoch."""
+    min_lr: float = 1e-5
+    """Where the cosine ends."""
+    cooldown_epochs: int = 0
+    """Further epochs at `min_lr`."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.epochs >= 1, "schedule.epochs", self.epochs, "at least 1", "give a whole number"
+        )
+        for name in ("warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"):
+            value = getattr(self, name)
+            _require(
+                0 <= value < math.inf,
+                f"schedule.{name}",
+                value,
+                "at least 0 and finite",
+                "use 0 for none",
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"schedule.warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs; warm-up "
+                "must end before they do: shorten it"
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that are trained."""
+        return self.epochs + self.cooldown_epochs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    mixup_epochs: int | None = None
+    """Epochs with mixup, from the first; None means all."""
+    tet_weight: float | None = None
+    """Temporal efficient training: cross-entropy at every step, with this weight on a pull of all
+    logits towards 1. None takes the cross-entropy of the mean over steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "tet_weight"):
+            share = getattr(self, name)
+            _require(
+                share is None or 0 <= share < 1,
+                f"loss.{name}",
+                share,
+                "in [0, 1)",
+                "use 0 for none",
+            )
+        for name in ("mixup", "mixup_epochs"):
+            value = getattr(self, name)
+            _require(
+                value is None or 0 <= value < math.inf,
+                f"loss.{name}",
+                value,
+                "at least 0 and finite",
+                "use 0 for none",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Where and how precisely: passed to Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    """`auto`, `cpu` or `gpu`."""
+    devices: int = 1
+    precision: str = "32-true"
+    """`32-true`, `bf16-mixed` or `16-mixed`."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; None does not clip."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("accelerator", ("auto", "cpu", "gpu")),
+            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
+        ):
+            value = getattr(self, name)
+            _require(
+                value in choices,
+                f"trainer.{name}",
+                value,
+                f"one of {', '.join(choices)}",
+                "choose one",
+            )
+        if self.devices != 1:
+            raise ConfigError(
+                f"trainer.devices is {self.devices}; it must be 1, because the order of the data "
+                "is not yet divided among processes: leave it out"
+            )
+        clip = self.gradient_clip
+        _require(
+            clip is None or 0 < clip < math.inf,
+            "trainer.gradient_clip",
+            clip,
+            "above 0 and finite",
+            "leave it out for none",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about a training run."""
+
+    model: ModelChoice
+    data: DataConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
+    seed: int = 0
+    """Seed of the weights, of the order of the data and of its variation."""
+    evaluate: str = "last"
+    """Weights whose test accuracy is the run's: `last`, or `best` on the validation split."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "at least 0", "give a whole number")
+        _require(
+            self.evaluate in ("last", "best"),
+            "evaluate",
+            self.evaluate,
+            "last or best",
+            "choose one",
+        )
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ConfigError(
+                f"schedule.min_lr is {self.schedule.min_lr}; it must not be above optimizer.lr, "
+                f"{self.optimizer.lr}: lower it"
+            )
+        if self.evaluate == "best" and self.data.validation_fraction == 0:
+            raise ConfigError(
+                "evaluate is best without a validation split to choose by; the test split never "
+                "chooses: raise data.validation_fraction"
+            )
+
+    def to_yaml(self) -> str:
+        """Return the recipe, complete, as `load_recipe` reads it."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)

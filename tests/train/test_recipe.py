@@ -1,0 +1,71 @@
+"""A recipe is typed, complete, and refuses nonsense in one sentence."""
+
+import pytest
+
+from spikedriven.errors import ConfigError
+from spikedriven.train.recipe import list_recipes, load_recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("schedule.epoch=3", r"did you mean schedule\.epochs\?"),
+        ("lr=3", r"did you mean optimizer\.lr\?"),
+        ("schedule.epochs=many", "must be int"),
+        ("schedule.epochs=0", "at least 1"),
+        ("schedule.warmup_epochs=16", "warm-up must end"),
+        ("schedule.min_lr=1", r"not be above optimizer\.lr, 0\.002"),
+        ("optimizer.lr=-1", "above 0"),
+        ("optimizer.lr=.inf", "finite"),
+        ("optimizer.lr=nan", "must be float"),
+        ("optimizer.name=sgd", "adamw or lamb"),
+        ("trainer.precision=8", "must be one of"),
+        ("trainer.devices=2", "must be 1"),
+        ("trainer.gradient_clip=0", "above 0"),
+        ("loss.mixup_epochs=-1", "at least 0"),
+        ("loss.label_smoothing=1", r"\[0, 1\)"),
+        ("evaluate=test", "last or best"),
+        ("model.sizes.width=8", r"did you mean model\.width\?"),
+        ("nonsense", "key=value"),
+    ],
+)
+def test_a_recipe_refuses_nonsense_and_names_the_cure(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("digits", [setting])
+
+
+def test_every_packaged_recipe_is_valid_and_survives_the_round_trip(tmp_path):
+    assert {"digits", "fashion_mnist", "cifar10", "cifar100"} <= set(list_recipes())
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        (tmp_path / "copy.yaml").write_text(recipe.to_yaml())
+        assert load_recipe(tmp_path / "copy.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "it is no text"),
+        (b"model: {name: sdt_tiny", "is not YAML"),
+        (b"- model", "no mapping"),
+        (b"", "no mapping"),
+        (b"model: {name: sdt_tiny}\ndata: {name: digits}", "required: schedule.epochs"),
+        (b"seed: 1\nseed: 2", "'seed' stands twice"),
+        (b"seed: !!python/object/apply:pytest.fail [the recipe ran code]", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(content, message, tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_string_of_digits_stays_a_string():
+    assert load_recipe("digits", ["model.stem_pool=0011"]).model.stem_pool == "0011"
+    assert load_recipe("fashion_mnist").model.stem_pool == "1100"
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"did you mean digits\?"):
+        load_recipe("digit")

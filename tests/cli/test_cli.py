@@ -1,7 +1,10 @@
 """The command: one sentence for every mistake, and the exit codes that scripts rely on."""
 
+import errno
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -30,6 +33,16 @@ def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("cli") / "run"
     assert main(["train", "digits", *TINY, "--run", str(folder)]) == 0
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, str]:
+    """What `models` prints, as text and as JSON; measured once because it builds ten networks."""
+    command = [sys.executable, "-m", "spikedriven", "models"]
+    return {
+        kind: subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+        for kind, more in (("text", []), ("json", ["--json"]))
+    }
 
 
 @pytest.fixture
@@ -88,13 +101,26 @@ def test_predict_as_text_gives_probabilities(run, image, capsys):
     assert capsys.readouterr().out.startswith(image)
 
 
-def test_models_lists_exact_parameters(capsys):
-    assert main(["models", "--json"]) == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+def test_models_lists_exact_parameters(models):
+    rows = {row["name"]: row for row in json.loads(models["json"])}
     assert rows["sdt_8_768"]["parameters"] == 66_339_144 - 64 * 8
     assert rows["sdt_8_768"]["published_accuracy"] == 77.07
-    assert main(["models"]) == 0
-    assert "66,338,632" in capsys.readouterr().out
+    assert "66,338,632" in models["text"]
+
+
+def test_models_counts_synaptic_operations_as_by_hand(models):
+    rows = {row["name"]: row for row in json.loads(models["json"])}
+    # sdt_tiny: 16 x 16 pixels, the last two stages pool; width 128, two blocks, T = 4.
+    stem = 256 * 9 * (1 * 16 + 16 * 32 + 32 * 64) + 64 * 9 * 64 * 128 + 16 * 9 * 128 * 128
+    blocks = 2 * 16 * (4 * 128**2 + 2 * 128 * 512)
+    assert rows["sdt_tiny"]["dense_synaptic_operations"] == 4 * (stem + blocks + 128 * 10)
+    # Layer sizes of 8-512 at 224 x 224 in billions, to the four digits the literature prints.
+    printed = 4 * (0.0867 + 3 * 0.9248 + 0.4624 + 8 * (4 * 0.05138 + 2 * 0.2055) + 0.0005)
+    assert rows["sdt_8_512"]["dense_synaptic_operations"] == pytest.approx(printed * 1e9, rel=1e-3)
+
+
+def test_the_table_of_models_fits_80_columns(models):
+    assert max(map(len, models["text"].splitlines())) <= 80
 
 
 def test_doctor_finds_the_core(capsys):
@@ -112,6 +138,18 @@ def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch):
     assert 'pip install "spikedriven[train]"' in capsys.readouterr().out
     monkeypatch.setattr(doctor, "CORE", ("no-such-package",))
     assert main(["doctor", "--json"]) == 1
+
+
+def test_doctor_notices_what_is_installed_and_broken(capsys, monkeypatch):
+    from spikedriven.cli import doctor
+
+    def break_numba(name: str) -> None:
+        if name.endswith("lif.cpu"):
+            raise ImportError("Numba needs NumPy 2.4 or less")
+
+    monkeypatch.setattr(doctor, "import_module", break_numba)
+    assert main(["doctor"]) == 1
+    assert "does not load (Numba needs NumPy 2.4 or less)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -132,7 +170,14 @@ def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch):
         (["train", "digits", "data.image_size=10"], "multiple of 4"),
         (["eval", "/nowhere"], "is no run"),
         (["eval"], "RUN"),
-        (["models", "--jsn"], "--jsn"),
+        (["models", "--jsn"], "did you mean --json?"),
+        (["--versoin"], "did you mean --version?"),
+        (["train", "digits", "--rnu", "x"], "did you mean --run?"),
+        (["train", "digits", "more"], "must read key=value"),
+        (["models", "more"], "more is not understood"),
+        (["train", "digits", "model.num_steps=0"], "num_steps is 0"),
+        (["train", "digits", "model.name=sdt_tny"], "did you mean sdt_tiny?"),
+        (["train", "digits", "data.name=image_folder", "--data", "/proc/self/fd"], "train folder"),
     ],
     ids=" ".join,
 )
@@ -150,10 +195,8 @@ def test_unknown_split_and_weights_are_refused(run, capsys):
     assert "at least 1" in refused(capsys, "predict", run, "x.png", "--top", "0")
 
 
-def test_damaged_and_hostile_checkpoints_are_refused(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert main(["train", "digits", *TINY, "--run", str(folder)]) == 0
-    capsys.readouterr()
+def test_damaged_and_hostile_checkpoints_are_refused(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
     weights = folder / "checkpoints/last.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     assert "whole file" in refused(capsys, "eval", str(folder))
@@ -162,9 +205,47 @@ def test_damaged_and_hostile_checkpoints_are_refused(tmp_path, capsys):
     assert "was not run" in refused(capsys, "train", "--resume", str(folder))
 
 
-def test_debug_shows_the_traceback(capsys):
-    assert main(["eval", "/nowhere", "--debug"]) == 2
+@pytest.mark.parametrize(
+    "words", [["eval", "/nowhere", "--debug"], ["--debug", "eval", "/nowhere"]]
+)
+def test_debug_shows_the_traceback(words, capsys):
+    assert main(words) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_words_behind_an_option_are_collected(run, image, capsys):
+    assert main(["predict", run, image, "--top", "2", image, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_it_whole(tmp_path, capsys, monkeypatch):
+    from spikedriven.models.weights import load_model
+
+    sync, calls = os.fsync, []
+
+    def fsync(handle):
+        calls.append(handle)
+        if len(calls) > 4:  # the first epoch is written, the second meets a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = tmp_path / "run"
+    assert main(["train", "digits", *TINY, "--run", str(folder)]) == 2
+    assert "No space left" in capsys.readouterr().err
+    load_model(folder / "checkpoints/last.safetensors")
+    monkeypatch.setattr(os, "fsync", sync)
+    assert main(["train", "--resume", str(folder)]) == 0
+
+
+def test_the_next_command_works_where_the_environment_is_not_activated(monkeypatch):
+    from spikedriven.cli.console import command
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/spikedriven"])
+    assert command("eval", "a b") == ".venv/bin/spikedriven eval 'a b'"
+    monkeypatch.setattr(sys, "argv", ["__main__.py"])
+    assert command("eval") == f"{sys.executable} -m spikedriven eval"
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
@@ -177,6 +258,17 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     folder = str(tmp_path / "run")
     assert main(["train", "digits", *TINY, "--run", folder]) == 130
     assert f"spikedriven train --resume {folder}" in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_run_exists_does_not_send_to_it(tmp_path, capsys, monkeypatch):
+    from spikedriven.train import fit
+
+    def interrupt(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "open_data", interrupt)
+    assert main(["train", "digits", "--run", str(tmp_path / "run")]) == 130
+    assert "the same command" in capsys.readouterr().err
 
 
 def process(code: str) -> subprocess.CompletedProcess[str]:
@@ -213,6 +305,8 @@ def test_a_reader_that_goes_away_is_no_error():
         (ModuleNotFoundError("no timm", name="timm"), 'pip install "spikedriven[train]"'),
         (ModuleNotFoundError("no torch", name="torch"), "pip install spikedriven"),
         (RuntimeError("boom"), "(boom); this is a defect"),
+        (MemoryError(), "memory ran out"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "memory ran out"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -263,3 +263,30 @@ def test_a_data_setting_refuses_nonsense(fields):
 def test_an_augmentation_refuses_nonsense(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         AugmentConfig(**fields)
+
+
+def test_rand_augment_is_set_as_timms_own_training_sets_it():
+    from timm.data import create_transform
+
+    colour = DataInfo(
+        name="made",
+        classes=("a",),
+        in_channels=3,
+        image_size=32,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(1.0,) * 3,
+    )
+    name = "rand-m9-n1-mstd0.4-inc1"
+    ours = ArrayDataset(
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        np.zeros(1, dtype=np.int64),
+        colour,
+        AugmentConfig(rand_augment=name),
+    ).augment.rand_augment
+    released = create_transform(
+        32, is_training=True, auto_augment=name, interpolation="bicubic", mean=colour.mean
+    )
+    theirs = next(t for t in released.transforms if type(t) is type(ours))
+    assert ours.ops[0].hparams == theirs.ops[0].hparams
+    assert [op.name for op in ours.ops] == [op.name for op in theirs.ops]
+    assert all(a.kwargs == b.kwargs for a, b in zip(ours.ops, theirs.ops, strict=True))

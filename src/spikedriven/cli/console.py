@@ -1,8 +1,11 @@
 """How results look on a terminal, in a pipe, and as JSON."""
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +27,24 @@ def out() -> Console:
 
 
 def say(line: str = "") -> None:
-    """Print one line."""
-    out().print(line, markup=False, emoji=False)
+    """Print one line; a command in it stays whole for copying."""
+    out().print(line, markup=False, emoji=False, soft_wrap=True)
+
+
+def command(*words: object) -> str:
+    """Return a command line that works when it is typed here.
+
+    Where `spikedriven` is not on the PATH (an environment that was not activated, as `make demo`
+    leaves it), the program is named as this process was started.
+    """
+    program = Path(sys.argv[0])
+    if shutil.which("spikedriven"):
+        start = ["spikedriven"]
+    elif program.name == "spikedriven":
+        start = [str(program)]
+    else:
+        start = [sys.executable, "-m", "spikedriven"]
+    return shlex.join([*start, *map(str, words)])
 
 
 def show_json(value: object) -> None:
@@ -34,12 +53,14 @@ def show_json(value: object) -> None:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; cells that are numbers, or are formatted from one, align right."""
+    """Print a table; cells that are numbers align right, and text is folded, never cut."""
     cells = [list(map(str, row)) for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, heading in enumerate(headings):
         numeric = all(row[column][:1].isdigit() or row[column] == "-" for row in cells)
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(
+            heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
     for row in cells:
         table.add_row(*map(Text, row))
     out().print(table)

@@ -1,10 +1,9 @@
 """`spikedriven doctor`: what is installed, what is missing, and how to get it."""
 
-import os
 import platform
 from argparse import Namespace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from spikedriven import __version__
 from spikedriven.cli.console import say, show_json, show_table
@@ -28,17 +27,32 @@ def run(options: Namespace) -> int:
         "system": platform.platform(),
         "processor": this_device(),
         **_devices(),
-        "kernel_cache": _cache(),
     }
-    broken = any(versions[name] is None for name in CORE) or "torch_error" in machine
+    missing = any(versions[name] is None for name in CORE)
+    problem = None if missing else _problem()
+    machine["kernel_cache"] = _cache() if problem is None and not missing else "unknown"
+    broken = missing or problem is not None
     if options.json:
-        show_json({"machine": machine, "packages": versions, "advice": advice, "ok": not broken})
+        show_json(
+            {
+                "machine": machine,
+                "packages": versions,
+                "problem": problem,
+                "advice": advice,
+                "ok": not broken,
+            }
+        )
         return 1 if broken else 0
     show_table(["what", "found"], [*machine.items()])
     say()
     show_table(["package", "version"], [(k, v or "missing") for k, v in versions.items()])
     say()
-    say("Everything is there." if not advice else f"Missing packages; run: {' && '.join(advice)}")
+    if problem is not None:
+        say(f"The core cannot work: {problem}")
+    elif advice:
+        say(f"Missing packages; run: {' && '.join(advice)}")
+    else:
+        say("Everything is there.")
     return 1 if broken else 0
 
 
@@ -52,15 +66,34 @@ def _version(name: str) -> str | None:
 def _devices() -> dict[str, object]:
     try:
         import torch
-    except (ImportError, OSError) as error:
-        return {"torch_error": str(error)}
+    except (ImportError, OSError):  # a library of it cannot be loaded: `_problem` says so
+        return {}
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    names += ["MPS"] if torch.backends.mps.is_available() else []
     return {"threads": torch.get_num_threads(), "gpus": ", ".join(names) or "none"}
 
 
+def _problem() -> str | None:
+    """Load what the core stands on; say in a sentence what does not load, if anything."""
+    for module in ("torch", "numpy", "safetensors", "spikedriven.core.lif.cpu"):
+        try:
+            import_module(module)
+        except (ImportError, OSError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            cure = (
+                "set NUMBA_CACHE_DIR to a writable folder"
+                if "locator" in reason
+                else "pip install --force-reinstall spikedriven"
+            )
+            return f"{module} does not load ({reason}); it must: {cure}"
+    return None
+
+
 def _cache() -> str:
-    """Say whether Numba can keep compiled kernels beside the package."""
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parents[1] / "core" / "lif")
-    if os.access(folder, os.W_OK):
-        return "writable"
-    return f"{folder} is not writable: set NUMBA_CACHE_DIR to a folder that is"
+    """Return the folder in which Numba keeps compiled kernels: it found it to be writable."""
+    from numba.core.dispatcher import Dispatcher
+
+    from spikedriven.core.lif import cpu
+
+    kernels = [value for value in vars(cpu).values() if isinstance(value, Dispatcher)]
+    return str(kernels[0].stats.cache_path)

@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from spikedriven.cli.console import say, show_json, show_mistakes, show_rates
+from spikedriven.cli.console import command, say, show_json, show_mistakes, show_rates
 
 
 def run(options: Namespace) -> int:
@@ -29,5 +29,5 @@ def run(options: Namespace) -> int:
     say()
     show_rates(result.firing_rates)
     say()
-    say(f"Next: spikedriven predict {options.run} IMAGE.png")
+    say(f"Next: {command('predict', options.run, 'IMAGE.png')}")
     return 0

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser, Namespace
@@ -32,15 +33,18 @@ def build_parser() -> ArgumentParser:
     parser = _Parser(
         prog="spikedriven",
         description="Spike-driven Transformers: train, evaluate, predict.",
+        epilog="Exit code: 0 ok, 1 a check failed, 2 bad usage or input.",
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(parser=parser)  # the one that --help speaks for; a verb puts its own here
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
 
     def verb(name: str, summary: str) -> Any:
         added = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         added.add_argument("--debug", action="store_true", help="show tracebacks")
+        added.set_defaults(parser=added)
         return added
 
     train = verb("train", "train a recipe, or continue a run")
@@ -80,37 +84,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(import_module(f"spikedriven.cli.{options.verb}").run(options))
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except SpikeDrivenError as error:
-        if debug:
-            traceback.print_exc()
-        return _fail(str(error), BAD_INPUT)
-    except ModuleNotFoundError as error:
-        if debug or (error.name or "").startswith("spikedriven"):
-            traceback.print_exc()
-        return _fail(
-            f"the package {error.name} is not installed; this command needs it: "
-            + ("pip install " + ("spikedriven" if error.name in CORE else '"spikedriven[train]"')),
-            BAD_INPUT,
-        )
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has gone: no mistake of anyone's
         raise
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        where = f" {error.filename}" if error.filename else ""
-        need = "there must be room: free some space"
-        if error.errno != errno.ENOSPC:
-            need = "it must be accessible: check the path"
-        return _fail(f"{error.strerror or error}{where}; {need}", BAD_INPUT)
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all
         if debug:
             traceback.print_exc()
-        reason = (str(error).splitlines() or ["no message"])[0]
-        return _fail(
-            f"unexpected {type(error).__name__} ({reason}); this is a defect: "
-            "run again with --debug and report what it prints",
-            BAD_INPUT,
+        return _fail(_sentence(error), BAD_INPUT)
+
+
+def _sentence(error: Exception) -> str:
+    """Say what is, what must be and what to do."""
+    first_line = next(iter(str(error).splitlines()), "no message")
+    if isinstance(error, SpikeDrivenError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed; this command needs it: pip install " + (
+            "spikedriven" if error.name in CORE else '"spikedriven[train]"'
         )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full{_where(error)}; it must have room: free some space"
+    if isinstance(error, OSError):
+        what = error.strerror or first_line
+        return f"{what}{_where(error)}; it must be accessible: check the path and its permissions"
+    # torch, which is not imported here, has its own words for the same thing.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first_line
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "memory ran out; the model and a batch must fit into it: lower data.batch_size"
+    return (
+        f"unexpected {type(error).__name__} ({first_line}); this is a defect: "
+        "run again with --debug and report what it prints"
+    )
+
+
+def _where(error: OSError) -> str:
+    return f" at {error.filename}" if error.filename else ""
 
 
 def parse(words: list[str]) -> Namespace:
@@ -121,19 +128,32 @@ def parse(words: list[str]) -> Namespace:
         raise _UsageError(
             f"there is no verb {words[0]!r}; the verbs are {', '.join(VERBS)}: {cure}"
         )
-    parser = build_parser()
-    options, rest = parser.parse_known_args(words)
-    # argparse stops collecting key=value at the first option; what follows it comes out as rest.
-    settings = [word for word in rest if "=" in word and not word.startswith("-")]
-    foreign = [word for word in rest if word not in settings]
-    if foreign or (settings and options.verb != "train"):
+    options, rest = build_parser().parse_known_args(words)
+    # argparse stops collecting words at the first option; those behind it come out as rest.
+    foreign = [word for word in rest if word.startswith("-") or not _collect(word, options)]
+    if foreign:
         raise _UsageError(
-            f"{' '.join(foreign or settings)} is not understood; every word must be one that "
-            f"spikedriven {options.verb} --help lists: correct or remove it"
+            f"{foreign[0]} is not understood; every word must be one that "
+            f"{options.parser.prog} --help lists: {_nearest_option(foreign[0], options)}"
         )
-    if settings:
-        options.settings += settings
     return options
+
+
+def _collect(word: str, options: Namespace) -> bool:
+    """Add a late word to the list it belongs to; return whether there is one."""
+    if options.verb == "train" and "=" in word:
+        options.settings.append(word)
+    elif options.verb == "predict":
+        options.images.append(word)
+    else:
+        return False
+    return True
+
+
+def _nearest_option(word: str, options: Namespace) -> str:
+    known = re.findall(r"--[a-z]+", options.parser.format_help())
+    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"did you mean {close[0]}?" if close else "correct or remove it"
 
 
 def _fail(sentence: str, code: int) -> int:

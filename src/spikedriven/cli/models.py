@@ -1,26 +1,27 @@
 """`spikedriven models`: the published sizes."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
 from spikedriven.cli.console import say, show_json, show_table
 
+if TYPE_CHECKING:
+    from spikedriven.models.sdt import SDTConfig
+
 
 def run(options: Namespace) -> int:
-    """List every variant with its exact number of parameters."""
-    import torch
-
-    from spikedriven.models.registry import create_model
+    """List every variant with its exact number of parameters and of synaptic operations."""
     from spikedriven.models.variants import VARIANTS
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, variant in VARIANTS.items():
-        with torch.device("meta"):
-            model = create_model(name)
+        parameters, operations = _size(name, variant.config, variant.image_size)
         rows.append(
             {
                 "name": name,
                 "task": variant.task,
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "parameters": parameters,
+                "dense_synaptic_operations": operations,
                 "time_steps": variant.config.num_steps,
                 "image_size": variant.image_size,
                 "published_accuracy": variant.published_accuracy,
@@ -31,20 +32,50 @@ def run(options: Namespace) -> int:
         show_json(rows)
         return 0
     show_table(
-        ["model", "task", "parameters", "T", "pixels", "paper %", "paper mJ"],
+        ["model", "task", "parameters", "dense G", "T", "px", "top-1", "mJ"],
         [
             (
                 row["name"],
                 row["task"],
                 f"{row['parameters']:,}",
+                f"{row['dense_synaptic_operations'] / 1e9:.2f}",
                 row["time_steps"],
                 row["image_size"],
                 row["published_accuracy"] or "-",
-                row["published_energy_mj"] or "-",
+                f"{energy:.2f}" if (energy := row["published_energy_mj"]) else "-",
             )
             for row in rows
         ],
     )
     say()
-    say("paper: top-1 and energy per image as printed there (Tables 3 and 5); - where it has none.")
+    say("dense G: 1e9 synaptic operations per image if every neuron fired at all T steps")
+    say("top-1 (%), mJ per image: as the paper printed them (Tables 3, 5); - where not")
     return 0
+
+
+def _size(name: str, config: "SDTConfig", image_size: int) -> tuple[int, int]:
+    """Return the exact number of parameters, and of synaptic operations if all neurons fired.
+
+    The second is what the literature counts: outputs times weights per output, padding included,
+    at every time step. Tensors on torch's meta device have shapes and no content.
+    """
+    import torch
+    from torch import Tensor, nn
+
+    from spikedriven.models.registry import create_model
+
+    operations = 0
+
+    def add(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        nonlocal operations
+        assert isinstance(layer.weight, Tensor)
+        operations += output.numel() * layer.weight[0].numel()
+
+    with torch.device("meta"), torch.no_grad():
+        model = create_model(name).eval()
+        one_frame = torch.zeros(1, 1, config.in_channels, image_size, image_size)
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.register_forward_hook(add)
+        model(one_frame)
+    return sum(p.numel() for p in model.parameters()), operations * config.num_steps

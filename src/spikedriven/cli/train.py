@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spikedriven.cli.console import say, show_mistakes, show_rates
+from spikedriven.cli.console import command, say, show_mistakes, show_rates
 from spikedriven.errors import ConfigError
 
 
@@ -43,7 +43,10 @@ def run(options: Namespace) -> int:
     try:
         metrics = start()
     except KeyboardInterrupt:
-        print(f"interrupted; continue with: spikedriven train --resume {folder}", file=sys.stderr)
+        data = ["--data", options.data] if options.data else []
+        started = folder.exists()
+        hint = command("train", "--resume", folder, *data) if started else "the same command"
+        print(f"interrupted; continue with: {hint}", file=sys.stderr)
         return 130
     _show(metrics, folder)
     return 0
@@ -60,12 +63,12 @@ def _show(metrics: dict[str, Any], folder: Path) -> None:
     say()
     say(
         f"Test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_count']} images that "
-        f"training never saw ({metrics['train_seconds']:.0f} s, "
-        f"{metrics['num_parameters']:,} parameters)"
+        "training never saw"
     )
+    say(f"{metrics['num_parameters']:,} parameters, {metrics['train_seconds']:.0f} s of training")
     say()
     show_mistakes(sorted(mistakes, key=lambda mistake: -mistake[2])[:3])
     say()
     show_rates(metrics["firing_rates"])
     say()
-    say(f"Everything is in {folder}. Next: spikedriven eval {folder}")
+    say(f"Everything is in {folder}. Next: {command('eval', folder)}")

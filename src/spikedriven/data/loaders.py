@@ -56,7 +56,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         self.images = images
         self.labels = labels
         self.info = info
-        self.augment = None if augment is None else Augment(augment)
+        self.augment = None if augment is None else Augment(augment, info)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -104,6 +104,18 @@ class EpochSampler(Sampler[Address]):
         return ((self.epoch, int(index)) for index in order)
 
 
+class Loader(DataLoader[tuple[Tensor, int]]):
+    """PyTorch's loader, whose worker processes report damaged data in one sentence."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # theirs is private
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            # PyTorch makes the error of a worker anew, with the worker's traceback as its message
+            sentence = str(error).rpartition(f"{DataError.__name__}: ")[2].strip()
+            raise DataError(sentence) from error
+
+
 def make_loader(
     dataset: ArrayDataset,
     *,
@@ -111,7 +123,7 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     num_workers: int = 0,
-) -> DataLoader[tuple[Tensor, int]]:
+) -> Loader:
     """Return a loader that gives out every sample once an epoch, the last batch partial.
 
     Args:
@@ -122,11 +134,12 @@ def make_loader(
         num_workers: Processes that prepare samples; the result does not depend on it.
     """
     sampler = EpochSampler(len(dataset), seed) if shuffle else None
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else PyTorch draws a number from the global generator
     )

@@ -101,24 +101,28 @@ class Augment:
 
     Args:
         config: What to vary.
+        info: The dataset, whose mean colour and size RandAugment takes.
 
     Raises:
         ConfigError: timm does not understand `rand_augment`.
     """
 
-    def __init__(self, config: AugmentConfig) -> None:
+    def __init__(self, config: AugmentConfig, info: DataInfo) -> None:
         self.config = config
         self.rand_augment = None
         if config.rand_augment is not None:
             from timm.data.auto_augment import rand_augment_transform
 
             try:
-                self.rand_augment = rand_augment_transform(config.rand_augment, {})
+                self.rand_augment = rand_augment_transform(config.rand_augment, _as_released(info))
             except (AssertionError, ValueError, KeyError) as error:
                 raise ConfigError(
                     f"rand_augment is {config.rand_augment!r}, which timm refuses ({error}); "
                     "it must be timm's notation: write for example rand-m9-n1-mstd0.4-inc1"
                 ) from error
+            for operation in self.rand_augment.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         """Return a varied copy, drawing from `rng` only."""
@@ -146,6 +150,24 @@ class Augment:
         grid = F.affine_grid(matrix, [1, *pixels.shape], align_corners=False)
         turned = F.grid_sample(pixels[None].float(), grid, align_corners=False)
         return turned[0].round().to(torch.uint8)
+
+
+def _as_released(info: DataInfo) -> dict[str, object]:
+    """Return timm's settings as its own training takes them: the released recipes' defaults."""
+    return {
+        "translate_const": int(info.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * mean)) for mean in info.mean),
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the upper bits of every pixel; none of them leaves black.
+
+    timm asks for none at full magnitude, which Pillow 13 refuses: now and then an image of the
+    published CIFAR recipes would stop the training.
+    """
+    return image.point(lambda level: level & (0xFF << (8 - bits)) & 0xFF)
 
 
 @contextmanager

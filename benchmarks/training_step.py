@@ -2,18 +2,18 @@
 
 In an environment of its own, with both packages:
 
-    python -m venv .bench && .bench/bin/pip install -e . spikingjelly==2.0.0 psutil
+    python -m venv .bench && .bench/bin/pip install -e . spikingjelly==2.0.0
     .bench/bin/python benchmarks/training_step.py
 
-Both models start from the same weights and see the same batch; first the logits must agree in float64
-(the gate), then rounds alternate in one process and the ratio of each pair of neighbours is taken.
-Peak memory is that of a process of its own for each, above what it held before the first step.
+Both models start from the same weights and see the same batch; first the logits must agree in
+float64 (the gate), then rounds alternate in one process and the ratio of each pair of neighbours is
+taken. Peak memory is that of a process of its own for each, above what it held before the first
+whole step; it is read from Linux's /proc.
 Appends to benchmarks/results/training_step.jsonl.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -128,16 +128,26 @@ def peak_memory(workload: Workload, who: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
+def high_water() -> int:
+    """Return the largest resident size of this process so far, in bytes.
+
+    Not getrusage's: that one counts the parent's size at the fork.
+    """
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def measure_memory(workload: Workload, who: str) -> None:
     """Print the bytes that two steps add, in this process."""
     ours, theirs, images, labels = prepared(workload)
     model = ours if who == "ours" else theirs
     step_of(model, images[:2], labels[:2])()  # libraries, kernels and threads are not the model's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     step = step_of(model, images, labels)
     step()
     step()
-    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+    print(json.dumps(high_water() - before))
 
 
 def compare(workload: Workload, rounds: int) -> list[Record]:

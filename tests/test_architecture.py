@@ -65,3 +65,22 @@ def test_the_readmes_recipes_are_the_packaged_ones():
 
     sentence = re.search(r"Recipes: (.*?);", README.read_text(), flags=re.DOTALL).group(1)
     assert set(re.findall(r"`(\w+)`", sentence)) == set(list_recipes())
+
+
+def test_the_readmes_figures_are_the_recorded_ones():
+    from spikedriven.records import read_records
+
+    results = README.parent / "benchmarks" / "results"
+    records = [r for path in results.glob("*.jsonl") for r in read_records(path)]
+
+    def row(start: str) -> list[str]:
+        line = next(line for line in README.read_text().splitlines() if line.startswith(start))
+        return re.findall(r"[\d.]+", line.split("|")[2])
+
+    def recorded(metric: str, digits: int) -> list[str]:
+        return [f"{r.value:.{digits}f}" for r in records if r.metric == metric]
+
+    assert row("| digits") == recorded("test_accuracy", 4)
+    assert row("| the same, seconds") == recorded("train_seconds", 0)
+    assert row("| training step") == sorted(recorded("training_speed_ratio", 2))
+    assert row("| the same, peak") == sorted(recorded("training_memory_ratio", 2))

@@ -1,9 +1,20 @@
 """Attention is a mask: its exact facts."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from spikedriven.core.attention import agreement, dilate_tokens, mask, spike_driven_attention
+from spikedriven.core.attention import (
+    GATE_THRESHOLD,
+    agreement,
+    dilate_tokens,
+    mask,
+    spike_driven_attention,
+)
+from spikedriven.core.lif import lif
+
+GATE = partial(lif, v_threshold=GATE_THRESHOLD)
 
 
 def spikes(rate: float, *shape: int) -> torch.Tensor:
@@ -19,14 +30,16 @@ def test_the_forward_is_q_and_or_over_tokens_of_k_and_v(qkv):
     q, k, v = (x.bool() for x in qkv)
     gate = (k & v).flatten(3).any(-1)
     assert 0.1 < gate.double().mean() < 0.9
-    assert torch.equal(spike_driven_attention(*qkv).bool(), q & gate[..., None, None])
+    assert torch.equal(spike_driven_attention(*qkv, GATE).bool(), q & gate[..., None, None])
 
 
 def test_attention_is_blind_to_the_order_of_key_and_value_tokens(qkv):
     q, k, v = qkv
     order = torch.randperm(20)
     moved = [x.flatten(3)[..., order].unflatten(3, (4, 5)) for x in (k, v)]
-    assert torch.equal(spike_driven_attention(q, *moved), spike_driven_attention(q, k, v))
+    assert torch.equal(
+        spike_driven_attention(q, *moved, GATE), spike_driven_attention(q, k, v, GATE)
+    )
 
 
 def test_bytes_give_the_gradients_of_the_plain_products(qkv):

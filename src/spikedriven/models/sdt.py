@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spikedriven.core.attention import GATE_THRESHOLD, agreement, dilate_tokens, mask
+from spikedriven.core.attention import (
+    GATE_THRESHOLD,
+    dilate_tokens,
+    mask,
+    spike_driven_attention,
+)
 from spikedriven.core.synapse import spike_pool
 from spikedriven.errors import ConfigError, ShapeError
 from spikedriven.nn.neuron import NEURONS
@@ -149,7 +154,7 @@ class Attention(nn.Module):
         q, k, v = self.query(s), self.key(s), self.value(s)
         if self.dilation_heads is not None:
             return self.project(self.masked(self._dilated_attention(q, k, v, self.dilation_heads)))
-        return self.project(self.masked(mask(q, self.gate(agreement(k, v)))))
+        return self.project(self.masked(spike_driven_attention(q, k, v, self.gate)))
 
     def _dilated_attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
         kv = self.key_dilation(k) * self.value_dilation(v)

@@ -34,7 +34,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B D H W"]:
         """Return the normalised current; its statistics pool time, batch and space."""
-        current: Tensor = self.conv(s.flatten(0, 1))
+        current = self.raw(s).flatten(0, 1)
         normed: Tensor = self.norm(current.to(self.norm.weight.dtype))
         return normed.unflatten(0, s.shape[:2])
 

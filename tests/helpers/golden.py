@@ -57,5 +57,5 @@ class Golden:
         }
 
     def logits(self, model: sd.SpikeDrivenTransformer) -> torch.Tensor:
-        steps = model.forward_steps(self["input"])
-        return steps if self.config["TET"] else steps.mean(0)
+        ask = model.forward_steps if self.config["TET"] else model
+        return ask(self["input"])

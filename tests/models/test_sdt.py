@@ -124,6 +124,14 @@ def test_the_future_never_influences_the_past():
     assert not torch.equal(before[4:], after[4:])
 
 
+def test_training_counts_its_batches_and_evaluation_does_not():
+    model = sd.SpikeDrivenTransformer(TINY)
+    model(images().float())
+    model.eval()(images().float())
+    counted = {int(m.num_batches_tracked) for m in model.modules() if hasattr(m, "running_mean")}
+    assert counted == {1}
+
+
 def test_two_calls_in_a_row_equal_two_fresh_calls():
     model, x = lively(TINY).eval(), images()
     first = model(x)

@@ -25,10 +25,12 @@ def test_counts_accumulate_over_calls_and_stop_after_the_block():
     x = torch.rand(2, 1, 8, 8) * 4
     with count_spikes(model) as counts:
         model(x)
-        once = counts["stem.image"].fired
+        once, sites = counts["stem.image"].fired, counts["stem.image"].sites
         model(x)
     model(x)
     assert counts["stem.image"].fired == 2 * once > 0
+    assert counts["stem.image"].sites == 2 * sites
+    assert counts["stem.image"].rate == once / sites
 
 
 def test_a_neuron_holds_no_state_and_the_parametric_one_a_single_number():

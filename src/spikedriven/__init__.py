@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from spikedriven.engine.compile import compile as compile  # noqa: A004
+    from spikedriven.engine.plan import Program as Program
     from spikedriven.models.official import load_official as load_official
     from spikedriven.models.official import to_official_state_dict as to_official_state_dict
     from spikedriven.models.registry import create_model as create_model
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "Program": "spikedriven.engine.plan",
     "SDTConfig": "spikedriven.models.sdt",
     "SpikeDrivenTransformer": "spikedriven.models.sdt",
+    "compile": "spikedriven.engine.compile",
     "create_model": "spikedriven.models.registry",
     "list_models": "spikedriven.models.registry",
     "load_official": "spikedriven.models.official",

@@ -1,15 +1,18 @@
-"""One measured number with its passport, and the files that such numbers are kept in."""
+"""One measured number with its passport, and files that are written whole or not at all."""
 
+import contextlib
 import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from spikedriven.errors import DataError
+from spikedriven.errors import CheckpointError, DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,3 +106,31 @@ def read_records(path: Path) -> Iterator[Record]:
                 f"{', '.join(sorted(known))}: delete that line"
             )
         yield Record(**entry)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file such that at every moment it is either the old one or the new one, whole.
+
+    Args:
+        path: File to write; its folder must exist.
+        content: All of its bytes.
+
+    Raises:
+        CheckpointError: The file cannot be written (disk full, no permission); the old one stays.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} could not be written ({error.strerror}) and is left as it was; the folder "
+            "must be writable and have room: free some space or choose another folder"
+        ) from error

@@ -16,7 +16,7 @@ from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
-VERBS = ("train", "eval", "predict", "models", "doctor")
+VERBS = ("train", "eval", "predict", "compile", "run", "bench", "models", "doctor")
 
 
 class _UsageError(SpikeDrivenError):
@@ -32,7 +32,7 @@ def build_parser() -> ArgumentParser:
     """Return the parser of every verb."""
     parser = _Parser(
         prog="spikedriven",
-        description="Spike-driven Transformers: train, evaluate, predict.",
+        description="Spike-driven Transformers: train, evaluate, predict, compile, run.",
         epilog="Exit code: 0 ok, 1 a check failed, 2 bad usage or input.",
         allow_abbrev=False,
     )
@@ -65,9 +65,29 @@ def build_parser() -> ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+")
     predict.add_argument("--top", type=int, default=5, help="classes to name for each image")
 
+    compiled = verb("compile", "turn a run into a program that only adds")
+    compiled.add_argument("run", metavar="RUN")
+    compiled.add_argument("-o", "--output", metavar="FILE", help="default: RUN-WEIGHTS.spk")
+    compiled.add_argument("--weights", default="int16", help="int16 (faithful) or int8 (fast)")
+    compiled.add_argument("--checkpoint", help="last or best; default: the recipe's")
+
+    execute = verb("run", "classify image files with a compiled program")
+    execute.add_argument("program", metavar="FILE.spk")
+    execute.add_argument("images", metavar="IMAGE", nargs="+")
+    execute.add_argument("--top", type=int, default=5, help="classes to name for each image")
+    execute.add_argument("--threads", type=int, help="default: all of the processor's")
+
+    bench = verb("bench", "compare the engine with the float model")
+    bench.add_argument("what", choices=["engine"], help="what to measure")
+    bench.add_argument("run", metavar="RUN")
+    bench.add_argument("--data", metavar="DIR", help="folder of the dataset")
+    bench.add_argument("--images", type=int, default=360, help="test images to classify")
+    bench.add_argument("--batch", type=int, default=1, help="images given at once")
+    bench.add_argument("--threads", type=int, help="default: all of the processor's")
+
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    for added in (evaluate, predict, models, doctor):
+    for added in (evaluate, predict, compiled, execute, bench, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 
@@ -143,7 +163,7 @@ def _collect(word: str, options: Namespace) -> bool:
     """Add a late word to the list it belongs to; return whether there is one."""
     if options.verb == "train" and "=" in word:
         options.settings.append(word)
-    elif options.verb == "predict":
+    elif options.verb in ("predict", "run"):
         options.images.append(word)
     else:
         return False

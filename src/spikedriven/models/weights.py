@@ -1,9 +1,6 @@
 """A model as one safetensors file: its weights, and its config in the header."""
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,36 +11,9 @@ from torch import Tensor
 
 from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
+from spikedriven.records import write_whole
 
 FORMAT = "spikedriven-1"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file such that at every moment it is either the old one or the new one, whole.
-
-    Args:
-        path: File to write; its folder must exist.
-        content: All of its bytes.
-
-    Raises:
-        CheckpointError: The file cannot be written (disk full, no permission); the old one stays.
-    """
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path} could not be written ({error.strerror}) and is left as it was; the folder "
-            "must be writable and have room: free some space or choose another folder"
-        ) from error
 
 
 def save_model(model: SpikeDrivenTransformer, path: str | Path) -> None:

@@ -15,7 +15,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from spikedriven.errors import CheckpointError
-from spikedriven.models.weights import save_model, write_whole
+from spikedriven.models.weights import save_model
+from spikedriven.records import write_whole
 from spikedriven.train.module import Training
 from spikedriven.train.run import Run
 

@@ -43,7 +43,7 @@ def predict(
         raise ConfigError(f"top_k is {top_k}; it must be at least 1: 5 is usual")
     run = Run.open(run_dir)
     model = run.model(weights)
-    info = _info(run)
+    info = run_info(run)
     predictions = []
     for path in paths:
         try:
@@ -62,8 +62,13 @@ def predict(
     return predictions
 
 
-def _info(run: Run) -> DataInfo:
-    """Return what the run knew about its data: prediction needs no dataset."""
+def run_info(run: Run) -> DataInfo:
+    """Return what a run knew about its data: to use it needs no dataset.
+
+    Raises:
+        ConfigError: The run has not finished.
+        DataError: Its metrics.json is damaged.
+    """
     metrics = run.metrics()
     if "data" not in metrics:
         raise ConfigError(

@@ -7,7 +7,8 @@ from typing import Any
 
 from spikedriven.errors import ConfigError, DataError
 from spikedriven.models.sdt import SpikeDrivenTransformer
-from spikedriven.models.weights import load_model, write_whole
+from spikedriven.models.weights import load_model
+from spikedriven.records import write_whole
 from spikedriven.train.config import Recipe
 from spikedriven.train.recipe import load_recipe
 

@@ -1,0 +1,478 @@
+"""From a trained model to a program of whole numbers.
+
+Batch norms fold into weights and thresholds, the image's normalisation into the first layer, the
+mean over tokens into the last thresholds. Every choice of scale stands here, and so does the proof
+that nothing overflows: the worst case of a sum is that exactly its positive, or exactly its
+negative weights are driven.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from spikedriven.engine.plan import (
+    FRACTION,
+    AttendStep,
+    FireStep,
+    ImageStep,
+    Input,
+    Integers,
+    Neuron,
+    PoolStep,
+    Program,
+    ReadoutStep,
+    Step,
+    StreamStep,
+    check_weights,
+)
+from spikedriven.errors import ConfigError
+from spikedriven.models.sdt import Block, SpikeDrivenTransformer
+from spikedriven.nn.neuron import LIF
+from spikedriven.nn.synapse import ConvNorm, ConvNormLIF
+
+Reals = NDArray[np.float64]
+
+ONE = 1 << FRACTION
+INT8_MOST = 63
+"""Two rows of such weights add up within a byte."""
+INT16_MOST = 16383
+"""Two rows of such weights add up within 16 bits."""
+INT16_SUM = 32767
+INT32_SAFE = 1 << 30
+"""Bound of every 32-bit value: sums and differences of two of them still fit."""
+INT16_EXTRA = 6
+"""Binary places that int16 weights may have beyond the stream's."""
+LEAK_DIGITS = 12
+# Clip the largest weights where that makes the others finer, and the whole layer nearer.
+_CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)
+_GAINS = np.array([m << e for e in range(8) for m in (4, 5, 6, 7)], np.int64)
+
+
+def compile(  # noqa: A001 - as in torch.compile
+    model: nn.Module,
+    weights: str = "int16",
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    num_steps: int | None = None,
+    image_size: int | None = None,
+    classes: tuple[str, ...] = (),
+) -> Program:
+    """Compile a trained Spike-driven Transformer into a program that only adds.
+
+    Args:
+        model: A `SpikeDrivenTransformer` in evaluation mode.
+        weights: `int16`, with 12 to 18 binary places, which is faithful; or `int8`, which is
+            fast.
+        mean: Per channel; the model was trained on (byte / 255 - mean) / std. By default 0. For
+            event frames, whose numbers the model takes as they are, pass 0 and 1 / 255.
+        std: Per channel; by default 1.
+        num_steps: Time steps; by default the model's.
+        image_size: Side of the images, if the program shall take no other.
+        classes: Names of the classes.
+
+    Returns:
+        The program, plain data.
+
+    Raises:
+        ConfigError: The model is in training mode, holds NaN, is of another kind, or has a layer
+            that no whole numbers of this size can express.
+
+    Source: none; the published code multiplies floats.
+    """
+    check_weights(weights)
+    if not isinstance(model, SpikeDrivenTransformer):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}; the engine compiles SpikeDrivenTransformer: "
+            "build it with create_model or load_official"
+        )
+    _check(model)
+    config = model.config
+    steps = config.num_steps if num_steps is None else num_steps
+    if steps < 1:
+        raise ConfigError(f"num_steps is {steps}; it must be at least 1: leave it to the model")
+    channels = config.in_channels
+    wanted = Input(
+        channels=channels,
+        stride=config.stride,
+        num_steps=steps,
+        size=image_size,
+        mean=_per_channel("mean", mean, 0.0, channels),
+        std=_per_channel("std", std, 1.0, channels),
+    )
+    if min(wanted.std) <= 0:
+        raise ConfigError(f"std is {wanted.std}; each must be above 0: pass the data's own")
+    program = Program(
+        weights=weights,
+        input=wanted,
+        steps=tuple(_steps(model, wanted, weights)),
+        classes=classes,
+    )
+    _check_stream(program)
+    return program
+
+
+def _check(model: SpikeDrivenTransformer) -> None:
+    if any(module.training for module in model.modules()):
+        raise ConfigError(
+            "the model is in training mode; its batch norms must stand still: call model.eval()"
+        )
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(
+                f"{name} holds NaN or infinite values; every weight must be finite: "
+                "choose an earlier checkpoint"
+            )
+
+
+def _per_channel(
+    name: str, values: tuple[float, ...] | None, default: float, channels: int
+) -> tuple[float, ...]:
+    if values is None:
+        return (default,) * channels
+    if len(values) != channels or not np.isfinite(values).all():
+        raise ConfigError(
+            f"{name} is {values}; it must be one finite number for each of {channels} channels: "
+            "pass the data's own"
+        )
+    return tuple(float(value) for value in values)
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def _steps(model: SpikeDrivenTransformer, wanted: Input, weights: str) -> list[Step]:
+    stem = model.stem
+    steps: list[Step] = [_image(stem.image, wanted)]
+    source = "stem.image"
+    for pools, name, layer in zip(
+        stem.pools, ("stem.second", "stem.third", ""), (stem.second, stem.third, None), strict=False
+    ):
+        if pools:
+            steps.append(PoolStep(name=f"{source}.pool", source=source))
+            source = f"{source}.pool"
+        if layer is not None:
+            steps.append(_fires(name, source, layer, weights))
+            source = name
+    fires = [f"blocks.{b}.attention.fire" for b in range(len(model.blocks))]
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    neurons = [block.attention.fire for block in blocks]
+    steps.append(
+        _streams(
+            "stem.fourth", source, stem.fourth, weights,
+            pool=stem.pools[3], begins=True, neuron=stem.fourth_lif, emits="stem.fourth_lif",
+        )
+    )  # fmt: skip
+    steps.append(
+        _streams(
+            "stem.position", "stem.fourth_lif", stem.position, weights,
+            neuron=neurons[0], emits=fires[0],
+        )
+    )  # fmt: skip
+    for b, block in enumerate(blocks):
+        attention, mlp, name = block.attention, block.mlp, f"blocks.{b}"
+        for part, synapses in (
+            ("query", attention.query), ("key", attention.key), ("value", attention.value)
+        ):  # fmt: skip
+            steps.append(_fires(f"{name}.attention.{part}", fires[b], synapses, weights))
+        steps.append(
+            AttendStep(
+                name=f"{name}.attention.masked",
+                query=f"{name}.attention.query",
+                key=f"{name}.attention.key",
+                value=f"{name}.attention.value",
+                channels=model.config.width,
+                gate=_gate(f"{name}.attention.gate", attention.gate, model.config.width),
+                dilation_heads=attention.dilation_heads,
+            )
+        )
+        steps.append(
+            _streams(
+                f"{name}.attention.project", f"{name}.attention.masked", attention.project, weights,
+                neuron=mlp.fire, emits=f"{name}.mlp.fire",
+            )
+        )  # fmt: skip
+        steps.append(_fires(f"{name}.mlp.expand", f"{name}.mlp.fire", mlp.expand, weights))
+        is_last = b + 1 == len(model.blocks)
+        steps.append(
+            _streams(
+                f"{name}.mlp.contract", f"{name}.mlp.expand", mlp.contract, weights,
+                neuron=None if is_last else neurons[b + 1], emits="" if is_last else fires[b + 1],
+            )
+        )  # fmt: skip
+    steps.append(_readout(model))
+    return steps
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A convolution with its batch norm inside."""
+
+    weight: Reals
+    """[k, k, C, D]."""
+    bias: Reals
+    """[D]."""
+
+
+def _fold(layer: ConvNorm) -> _Folded:
+    norm = layer.norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = _real(norm.weight) / np.sqrt(_real(norm.running_var) + norm.eps)
+    weight = _real(layer.conv.weight).transpose(2, 3, 1, 0) * factor
+    bias = 0.0 if layer.conv.bias is None else _real(layer.conv.bias)
+    return _Folded(weight, (bias - _real(norm.running_mean)) * factor + _real(norm.bias))
+
+
+def _real(tensor: torch.Tensor) -> Reals:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _image(layer: ConvNormLIF, wanted: Input) -> ImageStep:
+    folded = _fold(layer)
+    mean, std = np.array(wanted.mean), np.array(wanted.std)
+    per_byte = folded.weight / (255 * std)[:, None]
+    # Nine taps of every channel at once stay within 16 bits, whatever the bits of a plane are.
+    worst = _worst(per_byte)
+    step = np.maximum(worst / INT16_SUM, 2.0**-22)
+    step = np.maximum(step, np.abs(folded.bias) * 2.0**-26)
+    weight = _rounded(per_byte / step, INT16_SUM)
+    weight = np.trunc(weight * np.minimum(1, INT16_SUM / np.maximum(_worst(weight), 1)))
+    shift = -(folded.weight * (mean / std)[:, None]).sum(axis=2)  # [3, 3, D]: of taps on the image
+    bias = np.stack([folded.bias + shift[_taps(edge)].sum(axis=0) for edge in range(16)])
+    theta = np.rint(layer.lif.v_threshold / step)
+    most = 255 * _worst(weight) + np.abs(bias / step).max(axis=0)
+    return ImageStep(
+        name="stem.image",
+        weight=weight.astype(np.int16),
+        bias=_int32("stem.image", bias / step),
+        neuron=_neuron("stem.image", layer.lif, theta, most.max()),
+    )
+
+
+def _taps(edge: int) -> tuple[list[int], list[int]]:
+    rows = [dy for dy in range(3) if not (dy == 0 and edge & 1) and not (dy == 2 and edge & 2)]
+    columns = [dx for dx in range(3) if not (dx == 0 and edge & 4) and not (dx == 2 and edge & 8)]
+    pairs = [(dy, dx) for dy in rows for dx in columns]
+    return [dy for dy, _ in pairs], [dx for _, dx in pairs]
+
+
+def _fires(name: str, source: str, layer: ConvNormLIF, weights: str) -> FireStep:
+    folded = _fold(layer)
+    threshold = layer.lif.v_threshold
+    weight: Integers
+    if weights == "int16":
+        up = 0
+        scale = np.full(len(folded.bias), 2.0 ** -_int16_places(folded))
+        weight = np.rint(folded.weight / scale).astype(np.int16)
+    else:
+        up = 12
+        least = np.maximum(np.abs(folded.bias), threshold) * 2.0 ** (up - 28)
+        weight, scale = _int8(folded.weight, least)
+    unit = scale / 2.0**up
+    bias = _int32(name, folded.bias / unit)
+    theta = np.rint(threshold / unit)
+    most = (_worst(weight) * 2.0**up + np.abs(bias)).max()
+    return FireStep(
+        name=name,
+        source=source,
+        weight=weight,
+        bias=bias,
+        up=up,
+        neuron=_neuron(name, layer.lif, theta, most),
+    )
+
+
+def _streams(
+    name: str,
+    source: str,
+    layer: ConvNorm,
+    weights: str,
+    *,
+    neuron: LIF | None,
+    emits: str,
+    pool: bool = False,
+    begins: bool = False,
+) -> StreamStep:
+    folded = _fold(layer)
+    weight: Integers
+    if weights == "int16":
+        places = _int16_places(folded)
+        down = max(0, places - FRACTION) + 2
+        gain = np.full(len(folded.bias), 4 << max(0, FRACTION - places))
+        weight = np.rint(folded.weight * 2.0**places).astype(np.int16)
+    else:
+        weight, gain, down = _int8_with_gain(folded)
+    bias = _int32(name, folded.bias * 2.0 ** (FRACTION + down))
+    half = 1 << down >> 1
+    if (_worst(weight) * gain + np.abs(bias)).max() >= INT32_SAFE:
+        raise ConfigError(_too_large(name))
+    theta = None
+    if neuron is not None:
+        theta = _neuron(emits, neuron, np.full(len(bias), neuron.v_threshold * ONE), 0.0)
+    return StreamStep(
+        name=name,
+        source=source,
+        weight=weight,
+        gain=gain.astype(np.int32),
+        bias=bias + half,
+        down=down,
+        pool=pool,
+        begins=begins,
+        neuron=theta,
+        emits=emits,
+    )
+
+
+def _readout(model: SpikeDrivenTransformer) -> ReadoutStep:
+    weight, bias = _real(model.head.weight).T, _real(model.head.bias)
+    largest = max(float(np.abs(weight).max()), float(np.abs(bias).max()) / 1024, 2.0**-20)
+    places = int(np.floor(np.log2(INT16_SUM / largest)))
+    theta = np.full(len(weight), model.head_lif.v_threshold * ONE)
+    return ReadoutStep(
+        name="head_lif",
+        neuron=_neuron("head_lif", model.head_lif, theta, 0.0),
+        weight=np.rint(weight * 2.0**places).astype(np.int32),
+        bias=_int32("head", bias * 2.0**places),
+        scale=2.0**-places,
+    )
+
+
+# ------------------------------------------------------------------ neurons
+
+
+def _neuron(name: str, lif: LIF, theta: Reals, largest_current: float) -> Neuron:
+    """Return the neurons; the current in front of them is bounded by `largest_current`.
+
+    A membrane lies between its currents, so that the gap to the next is at most twice as large.
+    """
+    if largest_current >= INT32_SAFE:
+        raise ConfigError(_too_large(name))
+    return Neuron(theta=_int32(name, theta), leak=_leak(name, _decay(lif)))
+
+
+def _decay(lif: LIF) -> float:
+    return float(torch.as_tensor(lif.decay).detach())
+
+
+def _gate(name: str, lif: LIF, channels: int) -> Neuron | None:
+    # One agreement is worth 1/tau of a membrane at least 0: from one half on it always fires.
+    if _decay(lif) >= lif.v_threshold:
+        return None
+    theta = np.full(channels, lif.v_threshold * ONE)
+    return _neuron(name, lif, theta, 0.0)
+
+
+def _leak(name: str, decay: float) -> tuple[int, ...]:
+    """Return 1/tau as binary digits, rounded to twelve places."""
+    share = round(decay * 2**LEAK_DIGITS)
+    if abs(share / 2**LEAK_DIGITS - decay) > 0.01 * decay:
+        raise ConfigError(
+            f"{name} has 1/tau = {decay:.2g}; {LEAK_DIGITS} binary places express no less than "
+            f"{50 / 2**LEAK_DIGITS:.2g} well: train with a shorter tau, or run the float model"
+        )
+    digits = [LEAK_DIGITS - place for place in range(LEAK_DIGITS + 1) if share >> place & 1]
+    return tuple(reversed(digits))
+
+
+# ------------------------------------------------------------------ weights in whole numbers
+
+
+def _worst(weight: NDArray[np.generic]) -> Reals:
+    """Return, per output channel, the largest magnitude that a sum of some weights can have."""
+    flat = weight.reshape(-1, weight.shape[-1]).astype(np.float64)
+    worst: Reals = np.maximum(
+        np.where(flat > 0, flat, 0).sum(axis=0), np.where(flat < 0, -flat, 0).sum(axis=0)
+    )
+    return worst
+
+
+def _rounded(x: Reals, most: int) -> Reals:
+    return np.clip(np.rint(x), -most, most)
+
+
+def _int16_places(folded: _Folded) -> int:
+    """Return the binary places of int16 weights: 12, more where all of them are small.
+
+    A sum of thousands of weights adds up thousands of rounding errors; the unused upper bits of
+    small weights are spent on that.
+    """
+    largest = max(float(np.abs(folded.weight).max()), 2.0**-20)
+    places = int(np.floor(np.log2(INT16_MOST / largest)))
+    worst = float((_worst(folded.weight) + np.abs(folded.bias)).max())
+    fits = int(np.floor(np.log2(INT32_SAFE / 8 / max(worst, 1.0))))
+    return min(places, fits, FRACTION + INT16_EXTRA)
+
+
+def _int8(weight: Reals, least: Reals) -> tuple[Integers, Reals]:
+    """Return 7-bit weights and the scale of each output channel, at least `least`."""
+    most = np.abs(weight).reshape(-1, weight.shape[-1]).max(axis=0) / INT8_MOST
+    best, best_error = np.zeros_like(weight), np.full(len(most), np.inf)
+    best_scale = np.ones_like(most)
+    for clip in _CLIPS:
+        scale = np.maximum(most * clip, least)
+        rounded = _rounded(weight / scale, INT8_MOST)
+        over = np.maximum(1, _worst(rounded) / INT16_SUM)
+        if (over > 1).any():  # a coarser scale, by a little more than what rounding can undo
+            scale = scale * np.where(over > 1, over * 1.02, 1)
+            rounded = _rounded(weight / scale, INT8_MOST)
+        error = ((rounded * scale - weight) ** 2).sum(axis=(0, 1, 2))
+        error = np.where(_worst(rounded) > INT16_SUM, np.inf, error)
+        better = error < best_error
+        best[..., better], best_scale[better] = rounded[..., better], scale[better]
+        best_error = np.minimum(best_error, error)
+    return best.astype(np.int8), best_scale
+
+
+def _int8_with_gain(folded: _Folded) -> tuple[Integers, Integers, int]:
+    """Return 7-bit weights on scales gain * 2**-(12 + down), the gains, and down."""
+    weight = folded.weight
+    flat = np.abs(weight).reshape(-1, weight.shape[-1])
+    needed = np.maximum(flat.max(axis=0) / INT8_MOST, _worst(weight) / INT16_SUM)
+    largest = max(float(needed.max()), 2.0**-24)
+    down = int(np.floor(np.log2(_GAINS[-1] / (largest * ONE))))
+    room = INT32_SAFE / 4 / (max(float(np.abs(folded.bias).max()), 2.0**-12) * ONE)
+    down = max(0, min(down, 16, int(np.floor(np.log2(room)))))
+    unit = 2.0 ** -(FRACTION + down)
+    best, best_error = np.zeros_like(weight), np.full(len(needed), np.inf)
+    best_gain = np.full(len(needed), _GAINS[-1])
+    for clip in (*_CLIPS, 1.1, 1.25):
+        at = np.searchsorted(_GAINS, needed * clip / unit)
+        gain = _GAINS[np.minimum(at, len(_GAINS) - 1)]
+        scale = gain * unit
+        rounded = _rounded(weight / scale, INT8_MOST)
+        error = ((rounded * scale - weight) ** 2).sum(axis=(0, 1, 2))
+        error = np.where(_worst(rounded) > INT16_SUM, np.inf, error)
+        better = error < best_error
+        best[..., better], best_gain[better] = rounded[..., better], gain[better]
+        best_error = np.minimum(best_error, error)
+    return best.astype(np.int8), best_gain, down
+
+
+def _int32(name: str, x: Reals) -> NDArray[np.int32]:
+    rounded = np.rint(x)
+    if np.abs(rounded).max() >= INT32_SAFE:
+        raise ConfigError(_too_large(name))
+    return rounded.astype(np.int32)
+
+
+def _too_large(name: str) -> str:
+    return (
+        f"{name} could exceed 32 bits in its worst case; its folded weights must be smaller: "
+        "look for a batch norm whose variance has collapsed"
+    )
+
+
+def _check_stream(program: Program) -> None:
+    """Prove that the membrane stream, and the neurons on it, stay within 32 bits."""
+    most = 0.0
+    for step in program.steps:
+        if not isinstance(step, StreamStep):
+            continue
+        current = (_worst(step.weight) * step.gain + np.abs(step.bias)) / 2.0**step.down
+        most += float(current.max()) + 1
+        if most >= INT32_SAFE:
+            raise ConfigError(_too_large(f"the stream after {step.name}"))

@@ -1,0 +1,1 @@
+"""Lists of events: which inputs fired, grouped by when."""

@@ -1,0 +1,1 @@
+"""Spikes and membranes pooled over 3x3 windows."""

@@ -1,0 +1,1 @@
+"""The mean over tokens, the last neurons, and the classes' scores."""

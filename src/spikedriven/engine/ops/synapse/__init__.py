@@ -1,0 +1,1 @@
+"""Spikes through weights: a convolution that adds the rows of what fired."""

@@ -1,0 +1,446 @@
+"""Spikes through weights, event by event, with the neurons behind them in the same registers.
+
+A panel is 64 output channels. For each pixel the rows of its events are added to one running sum;
+where the Gray code of the events' groups lets a step begin, that step's sum gives the running sum
+away, and where it ends, takes it back. Two rows are first added in their own narrow width, so that
+the odd elements can be split off by a shift; the even ones are stored with an offset that keeps
+them positive, and what that added is taken off once per pixel. All sums wrap around; the compiler
+(`compile.py`) proves that the final ones fit.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from spikedriven.engine.bits import WORD, words_for
+from spikedriven.engine.ops.neuron.cpu import fire_16
+from spikedriven.engine.plan import Integers
+from spikedriven.engine.simd import (
+    as_i16,
+    as_i32,
+    both,
+    equal,
+    high_half,
+    load_i8,
+    load_i16,
+    load_i32,
+    low_half,
+    select,
+    shift_left,
+    shift_right,
+    splat_i16,
+    splat_i32,
+    store,
+)
+
+OFFSET = {np.dtype(np.int8): 64, np.dtype(np.int16): 16384}
+"""What is added to even elements; a weight's magnitude must stay below it."""
+
+NEVER = np.iinfo(np.int32).max
+"""Threshold of a channel that is only padding."""
+
+
+def lay_out(weight: Integers) -> Integers:
+    """Arrange weights [k, k, C, D] as rows for the kernels: [panels, rows + 1, 64].
+
+    Rows are taps times input channels (padded to words); the last is zeros.
+    """
+    kernel, _, channels, outputs = weight.shape
+    taps, inputs, panels = kernel * kernel, words_for(channels) * WORD, words_for(outputs)
+    padded = np.zeros((taps, inputs, panels * WORD), weight.dtype)
+    padded[:, :channels, :outputs] = weight.reshape(taps, channels, outputs)
+    by_panel = padded.reshape(taps * inputs, panels, WORD).transpose(1, 0, 2)
+    rows = np.zeros((panels, taps * inputs + 1, WORD), weight.dtype)
+    half = 32 if weight.dtype == np.int8 else 16  # lanes of the widened vector
+    split = by_panel.reshape(panels, taps * inputs, WORD // (2 * half), 2, half)
+    target = rows[:, :-1].reshape(panels, taps * inputs, WORD // (2 * half), half, 2)
+    target[..., 0] = split[..., 0, :] + weight.dtype.type(OFFSET[weight.dtype])
+    target[..., 1] = split[..., 1, :]
+    rows[:, :-1] = target.reshape(panels, taps * inputs, WORD)
+    return rows
+
+
+def padded_to_words(values: Integers, fill: int) -> NDArray[np.int32]:
+    """Return one int32 per channel, filled up to whole words."""
+    padded = np.full(words_for(len(values)) * WORD, fill, np.int32)
+    padded[: len(values)] = values
+    return padded
+
+
+def gain_digits(gain: Integers) -> NDArray[np.int32]:
+    """Split gains into what the kernels add: int32 [5, C], of masks and of digits 0 and 1.
+
+    A gain is (4 + 2 a + b) << (4 c + 2 d + e): rows are a and b as masks, then c, d and e.
+    """
+    padded = padded_to_words(gain, 4).astype(np.int64)
+    exponent = np.zeros(len(padded), np.int64)
+    while (large := padded >= 8).any():
+        exponent += large
+        padded = np.where(large, padded >> 1, padded)
+    digits = [-((padded >> 1) & 1), -(padded & 1)]
+    digits += [(exponent >> place) & 1 for place in (2, 1, 0)]
+    return np.stack(digits).astype(np.int32)
+
+
+# ------------------------------------------------------------------ sums of one pixel and panel
+
+
+def _silence(rows):
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_silence, inline="always")
+def _silence_typed(rows):
+    if rows.dtype == types.int8:
+        return lambda rows: (splat_i16(0), splat_i16(0))
+    return lambda rows: (splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0))
+
+
+def _plus(x, y):
+    raise NotImplementedError
+
+
+@overload(_plus, inline="always")
+def _plus_typed(x, y):
+    if len(x) == 2:
+        return lambda x, y: (x[0] + y[0], x[1] + y[1])
+    return lambda x, y: (x[0] + y[0], x[1] + y[1], x[2] + y[2], x[3] + y[3])
+
+
+def _minus(x, y):
+    raise NotImplementedError
+
+
+@overload(_minus, inline="always")
+def _minus_typed(x, y):
+    if len(x) == 2:
+        return lambda x, y: (x[0] - y[0], x[1] - y[1])
+    return lambda x, y: (x[0] - y[0], x[1] - y[1], x[2] - y[2], x[3] - y[3])
+
+
+@njit(forceinline=True, error_model="numpy")
+def _walk_i8(rows, base, events, j, end, even, odd):
+    while j < end:
+        one = load_i8(rows, base + (np.int64(events[j]) << 6))
+        two = load_i8(rows, base + (np.int64(events[j + 1]) << 6))
+        pair = as_i16(one + two)
+        even = even + pair
+        odd = odd + shift_right(pair, 8)
+        j += 2
+    return even, odd
+
+
+@njit(forceinline=True, error_model="numpy")
+def _walk_i16(rows, base, events, j, end, even0, odd0, even1, odd1):
+    while j < end:
+        one = base + (np.int64(events[j]) << 6)
+        two = base + (np.int64(events[j + 1]) << 6)
+        pair0 = as_i32(load_i16(rows, one) + load_i16(rows, two))
+        pair1 = as_i32(load_i16(rows, one + 32) + load_i16(rows, two + 32))
+        even0 = even0 + pair0
+        odd0 = odd0 + shift_right(pair0, 16)
+        even1 = even1 + pair1
+        odd1 = odd1 + shift_right(pair1, 16)
+        j += 2
+    return even0, odd0, even1, odd1
+
+
+def _walk(rows, base, events, start, borders, i, group, run):
+    raise NotImplementedError
+
+
+@overload(_walk, inline="always")
+def _walk_typed(rows, base, events, start, borders, i, group, run):
+    if rows.dtype == types.int8:
+
+        def walk(rows, base, events, start, borders, i, group, run):
+            j, end = start + borders[i, group], start + borders[i, group + 1]
+            return _walk_i8(rows, base, events, j, end, run[0], run[1])
+
+        return walk
+
+    def walk_wide(rows, base, events, start, borders, i, group, run):
+        j, end = start + borders[i, group], start + borders[i, group + 1]
+        return _walk_i16(rows, base, events, j, end, run[0], run[1], run[2], run[3])
+
+    return walk_wide
+
+
+@njit(forceinline=True, error_model="numpy")
+def _gather(rows, base, events, start, borders, i):
+    # The sums of steps a, b, c, d; `run` is the sum of all events so far.
+    a = b = c = d = run = _silence(rows)
+    run = _walk(rows, base, events, start, borders, i, 0, run)  # a
+    b = _minus(b, run)
+    run = _walk(rows, base, events, start, borders, i, 1, run)  # a b
+    a = _plus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 2, run)  # b
+    c = _minus(c, run)
+    run = _walk(rows, base, events, start, borders, i, 3, run)  # b c
+    a = _minus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 4, run)  # a b c
+    b = _plus(b, run)
+    run = _walk(rows, base, events, start, borders, i, 5, run)  # a c
+    a = _plus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 6, run)  # c
+    d = _minus(d, run)
+    run = _walk(rows, base, events, start, borders, i, 7, run)  # c d
+    a = _minus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 8, run)  # a c d
+    b = _minus(b, run)
+    run = _walk(rows, base, events, start, borders, i, 9, run)  # a b c d
+    a = _plus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 10, run)  # b c d
+    c = _plus(c, run)
+    run = _walk(rows, base, events, start, borders, i, 11, run)  # b d
+    a = _minus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 12, run)  # a b d
+    b = _plus(b, run)
+    run = _walk(rows, base, events, start, borders, i, 13, run)  # a d
+    a = _plus(a, run)
+    run = _walk(rows, base, events, start, borders, i, 14, run)  # d
+    d = _plus(d, run)
+    return a, b, c, d
+
+
+def _widened(sums, count):
+    raise NotImplementedError
+
+
+@overload(_widened, inline="always")
+def _widened_typed(sums, count):
+    # Four vectors of sixteen sums: the panel's channels in order.
+    if len(sums) == 2:
+
+        def from_i16(sums, count):
+            even = sums[0] - shift_left(sums[1], 8) - splat_i16(count << 6)
+            return low_half(even), high_half(even), low_half(sums[1]), high_half(sums[1])
+
+        return from_i16
+
+    def from_i32(sums, count):
+        offset = splat_i32(count << 14)
+        even0 = sums[0] - shift_left(sums[1], 16) - offset
+        even1 = sums[2] - shift_left(sums[3], 16) - offset
+        return even0, sums[1], even1, sums[3]
+
+    return from_i32
+
+
+# ------------------------------------------------------------------ what follows the sums
+
+
+@njit(forceinline=True)
+def _in_one_word(b0, b1, b2, b3):
+    return b0 | (b1 << np.uint64(16)) | (b2 << np.uint64(32)) | (b3 << np.uint64(48))
+
+
+@njit(forceinline=True)
+def _fire_64(x, up, bias, theta, leak, c, v):
+    v0, b0 = fire_16(shift_left(x[0], up) + load_i32(bias, c), v[0], load_i32(theta, c), leak)
+    v1, b1 = fire_16(
+        shift_left(x[1], up) + load_i32(bias, c + 16), v[1], load_i32(theta, c + 16), leak
+    )
+    v2, b2 = fire_16(
+        shift_left(x[2], up) + load_i32(bias, c + 32), v[2], load_i32(theta, c + 32), leak
+    )
+    v3, b3 = fire_16(
+        shift_left(x[3], up) + load_i32(bias, c + 48), v[3], load_i32(theta, c + 48), leak
+    )
+    return _in_one_word(b0, b1, b2, b3), (v0, v1, v2, v3)
+
+
+@njit(forceinline=True)
+def _load_64(array, at):
+    return (
+        load_i32(array, at),
+        load_i32(array, at + 16),
+        load_i32(array, at + 32),
+        load_i32(array, at + 48),
+    )
+
+
+@njit(forceinline=True)
+def _store_64(array, at, x):
+    store(array, at, x[0])
+    store(array, at + 16, x[1])
+    store(array, at + 32, x[2])
+    store(array, at + 48, x[3])
+
+
+@njit(forceinline=True)
+def _silent_64():
+    zero = splat_i32(0)
+    return zero, zero, zero, zero
+
+
+@njit(forceinline=True)
+def _task(task, panels, pixels, block):
+    # Tasks that follow one another share a panel of weights.
+    blocks = (pixels + block - 1) // block
+    first = (task % blocks) * block
+    return task // blocks, first, min(first + block, pixels)
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def fire_layer(
+    rows, events, borders, counts, bias, theta, leak, up, v, resume, words, lo, pixels, steps, block
+):
+    """Add the events' rows, then fire: packed spikes into `words`.
+
+    Args:
+        rows: Weights as `lay_out` returns them.
+        events: Lists of events of `pixels` pixels, as `events.cpu.list_events` fills them.
+        borders: Their groups.
+        counts: Their numbers.
+        bias: int32 [64 panels].
+        theta: int32 [64 panels].
+        leak: None for tau = 2, else int64: 1/tau as shifts to the right.
+        up: current = (sum << up) + bias.
+        v: Membranes, int32 [n, 64 panels], written back; None to begin at rest and forget them.
+        resume: Read the membranes from `v` first; else begin at rest.
+        words: Filled at pixels lo ...: uint64 [n, 4, panels].
+        lo: Where the pixels of the lists stand in `words`.
+        pixels: How many there are.
+        steps: How many of the four steps are real, 1 ... 4; the others stay silent.
+        block: Pixels of a task.
+    """
+    panels = words.shape[2]
+    room = events.shape[1]
+    flat_events = events.reshape(-1)
+    flat_rows = rows.reshape(-1)
+    for task in prange(panels * ((pixels + block - 1) // block)):
+        p, first, last = _task(task, panels, pixels, block)
+        base = p * rows.shape[1] * WORD
+        c = p * WORD
+        for i in range(first, last):
+            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, borders, i)
+            at = ((lo + i) * panels + p) * WORD
+            u = _silent_64()
+            if v is not None and resume:
+                u = _load_64(v.reshape(-1), at)
+            w1 = w2 = w3 = np.uint64(0)
+            w0, u = _fire_64(_widened(s0, counts[i, 0]), up, bias, theta, leak, c, u)
+            if steps > 1:
+                w1, u = _fire_64(_widened(s1, counts[i, 1]), up, bias, theta, leak, c, u)
+            if steps > 2:
+                w2, u = _fire_64(_widened(s2, counts[i, 2]), up, bias, theta, leak, c, u)
+            if steps > 3:
+                w3, u = _fire_64(_widened(s3, counts[i, 3]), up, bias, theta, leak, c, u)
+            if v is not None:
+                _store_64(v.reshape(-1), at, u)
+            words[lo + i, 0, p], words[lo + i, 1, p] = w0, w1
+            words[lo + i, 2, p], words[lo + i, 3, p] = w2, w3
+
+
+@njit(forceinline=True)
+def _scaled_16(x, digits, channels, c, bias, down):
+    # (x * gain + bias) >> down by shifts and additions; `digits` as `gain_digits` returns them.
+    y = shift_left(x, 2)
+    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, channels + c))
+    one = splat_i32(1)
+    y = select(equal(load_i32(digits, 2 * channels + c), one), shift_left(y, 4), y)
+    y = select(equal(load_i32(digits, 3 * channels + c), one), shift_left(y, 2), y)
+    y = select(equal(load_i32(digits, 4 * channels + c), one), shift_left(y, 1), y)
+    return shift_right(y + load_i32(bias, c), down)
+
+
+@njit(forceinline=True)
+def _scaled_64(x, digits, channels, c, bias, down):
+    return (
+        _scaled_16(x[0], digits, channels, c, bias, down),
+        _scaled_16(x[1], digits, channels, c + 16, bias, down),
+        _scaled_16(x[2], digits, channels, c + 32, bias, down),
+        _scaled_16(x[3], digits, channels, c + 48, bias, down),
+    )
+
+
+@njit(forceinline=True)
+def _stream_step(y, stream, at, begins, theta, leak, c, v):
+    # Put a current into the stream; fire on what the stream then is.
+    if not begins:
+        y = _plus(_load_64(stream, at), y)
+    _store_64(stream, at, y)
+    word = np.uint64(0)
+    if theta is not None:
+        word, v = _fire_stream(y, theta, leak, c, v)
+    return word, v
+
+
+@njit(forceinline=True)
+def _fire_stream(y, theta, leak, c, v):
+    v0, b0 = fire_16(y[0], v[0], load_i32(theta, c), leak)
+    v1, b1 = fire_16(y[1], v[1], load_i32(theta, c + 16), leak)
+    v2, b2 = fire_16(y[2], v[2], load_i32(theta, c + 32), leak)
+    v3, b3 = fire_16(y[3], v[3], load_i32(theta, c + 48), leak)
+    return _in_one_word(b0, b1, b2, b3), (v0, v1, v2, v3)
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def stream_layer(
+    rows, events, borders, counts, digits, bias, down, stream, begins, theta, leak, v, resume,
+    words, lo, pixels, steps, block,
+):  # fmt: skip
+    """Add the events' rows, put the current into the membrane stream, fire on the stream.
+
+    Args:
+        rows: Weights as `lay_out` returns them.
+        events: Lists of events of `pixels` pixels, as `events.cpu.list_events` fills them.
+        borders: Their groups.
+        counts: Their numbers.
+        digits: The gains, as `gain_digits` returns them.
+        bias: int32 [64 panels].
+        down: current = (sum * gain + bias) >> down.
+        stream: int32 [n, 4, 64 panels], overwritten or added to.
+        begins: Whether it is overwritten.
+        theta: int32 [64 panels], or None where no neurons read the stream here.
+        leak: None for tau = 2, else int64: 1/tau as shifts to the right.
+        v: Membranes, int32 [n, 64 panels], written back; None to begin at rest and forget them.
+        resume: Read the membranes from `v` first; else begin at rest.
+        words: Filled at pixels lo ...: uint64 [n, 4, panels]; untouched where theta is None.
+        lo: Where the pixels of the lists stand in `words` and `stream`.
+        pixels: How many there are.
+        steps: How many of the four steps are real, 1 ... 4; the others stay silent.
+        block: Pixels of a task.
+    """
+    panels = rows.shape[0]
+    channels = panels * WORD
+    room = events.shape[1]
+    flat_events = events.reshape(-1)
+    flat_rows = rows.reshape(-1)
+    flat_digits = digits.reshape(-1)
+    flat_stream = stream.reshape(-1)
+    for task in prange(panels * ((pixels + block - 1) // block)):
+        p, first, last = _task(task, panels, pixels, block)
+        base = p * rows.shape[1] * WORD
+        c = p * WORD
+        for i in range(first, last):
+            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, borders, i)
+            at = ((lo + i) * panels + p) * WORD
+            to = (lo + i) * 4 * channels + c
+            u = _silent_64()
+            if v is not None and resume:
+                u = _load_64(v.reshape(-1), at)
+            w1 = w2 = w3 = np.uint64(0)
+            y = _scaled_64(_widened(s0, counts[i, 0]), flat_digits, channels, c, bias, down)
+            w0, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+            if steps > 1:
+                y = _scaled_64(_widened(s1, counts[i, 1]), flat_digits, channels, c, bias, down)
+                to += channels
+                w1, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+            if steps > 2:
+                y = _scaled_64(_widened(s2, counts[i, 2]), flat_digits, channels, c, bias, down)
+                to += channels
+                w2, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+            if steps > 3:
+                y = _scaled_64(_widened(s3, counts[i, 3]), flat_digits, channels, c, bias, down)
+                to += channels
+                w3, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+            if theta is not None:
+                if v is not None:
+                    _store_64(v.reshape(-1), at, u)
+                words[lo + i, 0, p], words[lo + i, 1, p] = w0, w1
+                words[lo + i, 2, p], words[lo + i, 3, p] = w2, w3

@@ -1,0 +1,269 @@
+"""Vector registers as values inside Numba functions.
+
+A kernel reads `total = total + load_i8(rows, at)` and LLVM keeps `total` in a register: 64 bytes
+wide where the processor has AVX-512, two halves or four quarters under AVX2, SSE and NEON. Nothing
+here multiplies. Numbers wrap around as two's complement does.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import config, types
+from numba.extending import intrinsic, models, overload, register_model
+
+
+class Vector(types.Type):
+    """A register of whole numbers: `lanes` of `bits` each."""
+
+    def __init__(self, bits: int, lanes: int) -> None:
+        self.bits = bits
+        self.lanes = lanes
+        super().__init__(name=f"i{bits}x{lanes}")
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What makes two vector types the same."""
+        return self.bits, self.lanes
+
+    @property
+    def ir(self) -> Any:
+        """The type as LLVM knows it."""
+        return ir.VectorType(ir.IntType(self.bits), self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, vector.ir)
+
+
+I8 = Vector(8, 64)
+I16 = Vector(16, 32)
+I32 = Vector(32, 16)
+
+
+def has_compress() -> bool:
+    """Return whether the processor packs the marked lanes of a vector in one instruction."""
+    features = config.CPU_FEATURES
+    if features is None:
+        return bool(binding.get_host_cpu_features().get("avx512vbmi2", False))
+    return "+avx512vbmi2" in features
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+def _address(context, builder, array_type, array, index, vector):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.ir.as_pointer())
+
+
+def _load(vector: Vector) -> Callable[..., Any]:
+    @intrinsic
+    def load(_typing, array, index):
+        def codegen(context, builder, signature, args):
+            address = _address(context, builder, signature.args[0], *args, vector)
+            return builder.load(address, align=1)
+
+        return vector(array, types.intp), codegen
+
+    return load
+
+
+load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
+"""(array, index) -> the elements that start at a flat index of a contiguous array."""
+
+
+@intrinsic
+def store(_typing, array, index, x):
+    """Write a vector to the elements that start at a flat index of a contiguous array."""
+
+    def codegen(context, builder, signature, args):
+        address = _address(context, builder, signature.args[0], args[0], args[1], x)
+        builder.store(args[2], address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, x), codegen
+
+
+# ------------------------------------------------------------------------------ arithmetic
+
+
+def _binary(name: str) -> Callable[..., Any]:
+    @intrinsic
+    def apply(_typing, x, y):
+        return x(x, y), lambda _context, builder, _signature, args: getattr(builder, name)(*args)
+
+    return apply
+
+
+def _shift(name: str) -> Callable[..., Any]:
+    @intrinsic
+    def apply(_typing, x, places):
+        def codegen(_context, builder, _signature, args):
+            count = builder.trunc(args[1], ir.IntType(x.bits))
+            return getattr(builder, name)(args[0], _spread(builder, x, count))
+
+        return x(x, types.intp), codegen
+
+    return apply
+
+
+def _spread(builder, vector, scalar):
+    empty = ir.Constant(vector.ir, ir.Undefined)
+    first = builder.insert_element(empty, scalar, ir.IntType(32)(0))
+    nowhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+    return builder.shuffle_vector(first, empty, nowhere)
+
+
+_add, _sub = _binary("add"), _binary("sub")
+both = _binary("and_")
+"""(x, y) -> x AND y, bit by bit."""
+shift_left, shift_right = _shift("shl"), _shift("ashr")
+"""(x, places) -> every lane shifted by the same number of places; right keeps the sign."""
+
+
+@overload(operator.add)
+def _overload_add(x, y):
+    if isinstance(x, Vector) and x == y:
+        return lambda x, y: _add(x, y)
+    return None
+
+
+@overload(operator.sub)
+def _overload_sub(x, y):
+    if isinstance(x, Vector) and x == y:
+        return lambda x, y: _sub(x, y)
+    return None
+
+
+def _splat(vector: Vector) -> Callable[..., Any]:
+    @intrinsic
+    def splat(_typing, x):
+        def codegen(_context, builder, _signature, args):
+            return _spread(builder, vector, builder.trunc(args[0], ir.IntType(vector.bits)))
+
+        return vector(types.int64), codegen
+
+    return splat
+
+
+splat_i16, splat_i32 = _splat(I16), _splat(I32)
+"""x -> a vector with x in every lane."""
+
+
+# ------------------------------------------------------------------------------ shapes
+
+
+@intrinsic
+def as_i16(_typing, x):
+    """Read 64 bytes as 32 numbers of 16 bits: the odd bytes become the upper halves."""
+    return I16(x), lambda _context, builder, _signature, args: builder.bitcast(args[0], I16.ir)
+
+
+@intrinsic
+def as_i32(_typing, x):
+    """Read 32 numbers of 16 bits as 16 of 32: the odd ones become the upper halves."""
+    return I32(x), lambda _context, builder, _signature, args: builder.bitcast(args[0], I32.ir)
+
+
+def _widened(half: int) -> Callable[..., Any]:
+    @intrinsic
+    def widen(_typing, x):
+        def codegen(_context, builder, _signature, args):
+            lanes = list(range(16 * half, 16 * half + 16))
+            chosen = ir.Constant(ir.VectorType(ir.IntType(32), 16), lanes)
+            return builder.sext(builder.shuffle_vector(args[0], args[0], chosen), I32.ir)
+
+        return I32(x), codegen
+
+    return widen
+
+
+low_half, high_half = _widened(0), _widened(1)
+"""32 numbers of 16 bits -> the first or the last 16 of them, in 32 bits."""
+
+
+# ------------------------------------------------------------------------------ comparisons
+
+
+@intrinsic
+def at_least(_typing, x, y):
+    """X >= y, lane by lane: a vector of single bits."""
+    mask = Vector(1, x.lanes)
+    return mask(x, y), lambda _context, builder, _signature, args: builder.icmp_signed(">=", *args)
+
+
+@intrinsic
+def equal(_typing, x, y):
+    """X == y, lane by lane: a vector of single bits."""
+    mask = Vector(1, x.lanes)
+    return mask(x, y), lambda _context, builder, _signature, args: builder.icmp_signed("==", *args)
+
+
+@intrinsic
+def select(_typing, mask, x, y):
+    """Return x where the mask is set, elsewhere y."""
+    return x(mask, x, y), lambda _context, builder, _signature, args: builder.select(*args)
+
+
+@intrinsic
+def bits_of(_typing, mask):
+    """Return up to 64 single bits as one number; lane 0 is its lowest bit."""
+
+    def codegen(_context, builder, _signature, args):
+        number = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return number if mask.lanes == 64 else builder.zext(number, ir.IntType(64))
+
+    return types.uint64(mask), codegen
+
+
+@intrinsic
+def mask_32(_typing, bits):
+    """Return the lower 32 bits of a number as a vector of single bits."""
+    mask = Vector(1, 32)
+
+    def codegen(_context, builder, _signature, args):
+        return builder.bitcast(builder.trunc(args[0], ir.IntType(32)), mask.ir)
+
+    return mask(types.uint64), codegen
+
+
+@intrinsic
+def compress(_typing, x, mask):
+    """Move the marked lanes of x to its front; what follows them is undefined."""
+
+    def codegen(_context, builder, _signature, args):
+        name = f"llvm.experimental.vector.compress.v{x.lanes}i{x.bits}"
+        single = ir.VectorType(ir.IntType(1), x.lanes)
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(x.ir, [x.ir, single, x.ir]), name
+        )
+        return builder.call(function, [*args, ir.Constant(x.ir, ir.Undefined)])
+
+    return x(x, mask), codegen
+
+
+# ------------------------------------------------------------------------------ single numbers
+
+
+@intrinsic
+def count_bits(_typing, x):
+    """Return how many bits of a 64-bit number are set."""
+    return types.int64(types.uint64), lambda _context, builder, _signature, args: builder.ctpop(
+        args[0]
+    )
+
+
+@intrinsic
+def lowest_bit(_typing, x):
+    """Return the place of the lowest set bit; the number must not be zero."""
+
+    def codegen(_context, builder, _signature, args):
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), codegen

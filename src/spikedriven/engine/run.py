@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikedriven.engine.bits import GROUP, WORD, Words, words_for
+from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.attend import cpu as attend
 from spikedriven.engine.ops.events import cpu as events
 from spikedriven.engine.ops.image import cpu as image
@@ -80,7 +81,7 @@ class _Pass:
         if self.state is None:
             return None
         if name not in self.state:
-            self.state[name] = np.zeros((sites, channels), np.int32)
+            self.state[name] = zeros((sites, channels), np.int32)
         return self.state[name]
 
     def layer(self, name: str) -> LayerStats:
@@ -99,7 +100,7 @@ class _Memory:
     def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         key = (name, shape, dtype)
         if key not in self._arrays:
-            self._arrays[key] = np.zeros(shape, dtype)
+            self._arrays[key] = zeros(shape, dtype)
         return self._arrays[key]
 
     def clear(self) -> None:
@@ -318,7 +319,7 @@ class _ImageLayer:
         self.table = image.lay_out(step.weight)
         outputs = self.table.shape[2]
         self.channels = len(step.neuron.theta)
-        self.bias = np.zeros((16, outputs), np.int32)
+        self.bias = zeros((16, outputs), np.int32)
         self.bias[:, : self.channels] = step.bias
         self.theta = np.full(outputs, synapse.NEVER, np.int32)
         self.theta[: self.channels] = step.neuron.theta
@@ -331,10 +332,10 @@ class _ImageLayer:
         begin = time.perf_counter()
         moments, images, channels, height, width = pixels.shape
         sites = images * height * width
-        patterns = net.memory.get(
-            "patterns", (moments * images, channels, height + 2, 8, width), np.uint8
-        )
-        image.plane_patterns(pixels.reshape(-1, channels, height, width), patterns)
+        shape = (moments * images, channels, height + 2, 8, width)
+        offsets = net.memory.get("offsets", shape, np.uint16)
+        outputs = self.table.shape[2]
+        image.plane_offsets(pixels.reshape(-1, channels, height, width), outputs, offsets)
         groups = -(-num_steps // GROUP)
         shape = (groups, sites, GROUP, words_for(self.channels))
         words = net.memory.get(self.step.name, shape, np.uint64)
@@ -342,7 +343,7 @@ class _ImageLayer:
         if resume or num_steps == 1:  # a stream
             v = net.membranes(self.step.name, sites, self.table.shape[2])
         image.fire_image(
-            patterns, self.table, self.bias, self.theta, self.leak, v, resume,
+            offsets, self.table, self.bias, self.theta, self.leak, v, resume,
             images, num_steps, words.view(np.uint32),
         )  # fmt: skip
         layer = net.layer(self.step.name)

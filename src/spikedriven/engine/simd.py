@@ -79,6 +79,49 @@ load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
 
 
 @intrinsic
+def load_two(_typing, array, index):
+    """Return the two 16-bit numbers that start at a flat index: the first in the lower bits.
+
+    Unlike `array[index]` it knows no negative index, which costs as much as the rest of a loop.
+    """
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(32).as_pointer())
+        return builder.zext(builder.load(address, align=2), ir.IntType(64))
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def load_one(_typing, array, index):
+    """Return the 16-bit number at a flat index; as `load_two`, without negative indices."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.zext(builder.load(builder.gep(data, [args[1]])), ir.IntType(64))
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(_typing, array, index):
+    """Ask for the cache line of a flat index to be brought near; do not wait for it."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # For reading; of middling use, which is the second-level cache; as data.
+        builder.call(function, [address, number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
 def store(_typing, array, index, x):
     """Write a vector to the elements that start at a flat index of a contiguous array."""
 

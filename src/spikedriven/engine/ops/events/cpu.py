@@ -73,20 +73,29 @@ def _collect_vector(b0, b1, b2, b3, row, ids, codes, m):
 
 
 @njit(forceinline=True)
-def _sort_vector(ids, codes, m, zero_row, events, at, borders, i):
+def _sort_vector(ids, codes, m, zero_row, groups, ends, events, at, borders, i):
+    # Each group grows in a place of its own, so that none waits for another; then they are joined.
     store(codes, m, splat_i16(0))
+    room = groups.shape[1]
+    for place in range(15):
+        ends[place] = place * room
+    flat = groups.reshape(-1)
+    for j in range(0, m, 32):
+        code, row = load_i16(codes, j), load_i16(ids, j)
+        for place in range(15):
+            mask = equal(code, splat_i16(_GRAY[place]))
+            end = ends[place]
+            store(flat, end, compress(row, mask))
+            ends[place] = end + count_bits(bits_of(mask))
     begin = at
     borders[i, 0] = 0
     for place in range(15):
-        first = at
-        wanted = splat_i16(_GRAY[place])
-        for j in range(0, m, 32):
-            mask = equal(load_i16(codes, j), wanted)
-            store(events, at, compress(load_i16(ids, j), mask))
-            at += count_bits(bits_of(mask))
-        if (at - first) & 1:
-            events[at] = zero_row
-            at += 1
+        first, last = place * room, ends[place]
+        store(flat, last, splat_i16(zero_row))
+        even = last + ((last - first) & 1)
+        for j in range(first, even, 32):
+            store(events, at + j - first, load_i16(flat, j))
+        at += even - first
         borders[i, place + 1] = at - begin
 
 
@@ -152,6 +161,8 @@ def list_events(words, height, width, kernel, lo, hi, events, borders, counts):
     for task in prange((hi - lo + block - 1) // block):
         ids = np.empty(room, np.uint16)
         codes = np.empty(room, np.uint16)
+        groups = np.empty((15, room if _COMPRESS else 1), np.uint16)
+        ends = np.empty(15, np.int64)
         for i in range(task * block, min((task + 1) * block, hi - lo)):
             pixel = lo + i
             y = (pixel // width) % height
@@ -178,6 +189,8 @@ def list_events(words, height, width, kernel, lo, hi, events, borders, counts):
                             m = _collect_scalar(b0, b1, b2, b3, row + p * WORD, ids, codes, m)
             counts[i, 0], counts[i, 1], counts[i, 2], counts[i, 3] = n0, n1, n2, n3
             if _COMPRESS:
-                _sort_vector(ids, codes, m, zero_row, flat, i * room, borders, i)
+                _sort_vector(
+                    ids, codes, m, zero_row, groups, ends, flat, i * room, borders, i
+                )
             else:
                 _sort_scalar(ids, codes, m, zero_row, flat, i * room, borders, i)

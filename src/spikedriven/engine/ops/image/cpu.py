@@ -11,12 +11,14 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.plan import Integers
 from spikedriven.engine.simd import (
     high_half,
     load_i16,
     load_i32,
+    load_one,
     low_half,
     splat_i16,
     splat_i32,
@@ -38,7 +40,7 @@ def lay_out(weight: Integers) -> NDArray[np.int16]:
         right) as bits 0, 1, 2.
     """
     channels, outputs = weight.shape[2:]
-    table = np.zeros((channels, 3, 8, -(-outputs // UNIT) * UNIT), np.int16)
+    table = zeros((channels, 3, 8, -(-outputs // UNIT) * UNIT), np.int16)
     for pattern in range(8):
         chosen = [dx for dx in range(3) if pattern >> dx & 1]
         table[:, :, pattern, :outputs] = weight[:, chosen].sum(axis=1).transpose(1, 0, 2)
@@ -46,38 +48,115 @@ def lay_out(weight: Integers) -> NDArray[np.int16]:
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def plane_patterns(images, patterns):
-    """Collect, for each plane and pixel, the bits of the pixel and its two neighbours in the row.
+def plane_offsets(images, outputs, offsets):
+    """Note, for each plane and pixel, where the sum of its row of three weights stands.
 
     Args:
         images: uint8 [m, c, H, W].
-        patterns: Filled: uint8 [m, c, H + 2, 8, W], 0 in the rows above and below the image.
+        outputs: Output channels of the table, at most 8191.
+        offsets: Filled: uint16 [m, c, H + 2, 8, W]: `outputs` times the pattern of bits of the
+            pixel and its two neighbours in the row; 0 in the rows above and below the image.
     """
     m, channels, height, width = images.shape
+    left, middle = np.uint16(outputs), np.uint16(outputs + outputs)
+    right = np.uint16(middle + middle)
     for line in prange(m * channels * (height + 2)):
-        i, c, y = line // (channels * (height + 2)), (line // (height + 2)) % channels, 0
         y = line % (height + 2)
+        c = (line // (height + 2)) % channels
+        image = line // ((height + 2) * channels)
         for bit in range(8):
-            out = patterns[i, c, y, bit]
+            out = offsets[image, c, y, bit]
             if y == 0 or y == height + 1:
                 for x in range(width):
                     out[x] = 0
                 continue
-            row = images[i, c, y - 1]
+            row = images[image, c, y - 1]
             for x in range(width):
-                out[x] = ((row[x] >> bit) & 1) << 1
+                out[x] = middle if (row[x] >> bit) & 1 else 0
             for x in range(1, width):
-                out[x] |= (row[x - 1] >> bit) & 1
+                out[x] += left if (row[x - 1] >> bit) & 1 else 0
             for x in range(width - 1):
-                out[x] |= ((row[x + 1] >> bit) & 1) << 2
+                out[x] += right if (row[x + 1] >> bit) & 1 else 0
+
+
+@njit(forceinline=True, error_model="numpy")
+def _current_32(table, q, outputs, offsets, begin, channels, line, plane):
+    # From the highest plane to the lowest: twice the total, plus what the plane's bits select.
+    low = high = splat_i32(0)
+    at_plane = begin
+    for _ in range(8):
+        total = splat_i16(0)
+        at, base = at_plane, q
+        for _ in range(channels):
+            for _ in range(3):
+                total = total + load_i16(table, base + load_one(offsets, at))
+                at += line
+                base += outputs << 3
+            at += plane
+        low = low + low + low_half(total)
+        high = high + high + high_half(total)
+        at_plane -= line >> 3
+    return low, high
+
+
+@njit(forceinline=True, error_model="numpy")
+def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
+    # The same for 96 channels, whose places are looked up once.
+    low0 = high0 = low1 = high1 = low2 = high2 = splat_i32(0)
+    at_plane = begin
+    for _ in range(8):
+        total0 = total1 = total2 = splat_i16(0)
+        at, base = at_plane, q
+        for _ in range(channels):
+            for _ in range(3):
+                place = base + load_one(offsets, at)
+                total0 = total0 + load_i16(table, place)
+                total1 = total1 + load_i16(table, place + 32)
+                total2 = total2 + load_i16(table, place + 64)
+                at += line
+                base += outputs << 3
+            at += plane
+        low0 = low0 + low0 + low_half(total0)
+        high0 = high0 + high0 + high_half(total0)
+        low1 = low1 + low1 + low_half(total1)
+        high1 = high1 + high1 + high_half(total1)
+        low2 = low2 + low2 + low_half(total2)
+        high2 = high2 + high2 + high_half(total2)
+        at_plane -= line >> 3
+    return (low0, high0), (low1, high1), (low2, high2)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _fire_32(current, bias, edge, theta, q, leak, v):
+    v0, low = fire_16(current[0] + load_i32(bias, edge + q), v[0], load_i32(theta, q), leak)
+    v1, high = fire_16(
+        current[1] + load_i32(bias, edge + q + 16), v[1], load_i32(theta, q + 16), leak
+    )
+    return low | (high << np.uint64(16)), (v0, v1)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _membranes(v, resume, at):
+    # None, or the membranes to resume from.
+    zero = splat_i32(0)
+    if v is not None and resume:
+        return load_i32(v.reshape(-1), at), load_i32(v.reshape(-1), at + 16)
+    return zero, zero
+
+
+@njit(forceinline=True, error_model="numpy")
+def _keep(v, at, membranes):
+    if v is not None:
+        store(v.reshape(-1), at, membranes[0])
+        store(v.reshape(-1), at + 16, membranes[1])
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def fire_image(patterns, table, bias, theta, leak, v, resume, images, steps, halves):
+def fire_image(offsets, table, bias, theta, leak, v, resume, images, steps, halves):
     """Run the image layer and its neurons.
 
     Args:
-        patterns: uint8 [S * B, c, H + 2, 8, W] as `plane_patterns` fills them; S = steps, or 1 for
+        offsets: uint16 [S * B, c, H + 2, 8, W] as `plane_offsets` fills it; S = steps, or 1 for
             images that stay the same: their current is then computed once.
         table: int16 [3 c, 8, C] as `lay_out` returns it.
         bias: int32 [16, C].
@@ -89,48 +168,55 @@ def fire_image(patterns, table, bias, theta, leak, v, resume, images, steps, hal
         steps: T.
         halves: Filled: packed spikes as uint32 [ceil(T / 4), B * H * W, 4, 2 P].
     """
-    channels, height, width = patterns.shape[1], patterns.shape[2] - 2, patterns.shape[4]
+    channels, height, width = offsets.shape[1], offsets.shape[2] - 2, offsets.shape[4]
     outputs = table.shape[2]
-    flat_table, flat_bias = table.reshape(-1), bias.reshape(-1)
-    moving = patterns.shape[0] > images
-    for line in prange(images * height):
-        b, y = line // height, line % height
+    flat_table, flat_bias, flat = table.reshape(-1), bias.reshape(-1), offsets.reshape(-1)
+    moving = offsets.shape[0] > images
+    line = 8 * width
+    plane = (height - 1) * line  # from the last of three rows to the next channel's first
+    frame = channels * (height + 2) * line
+    for row in prange(images * height):
+        b, y = row // height, row % height
+        edge_y = (1 if y == 0 else 0) + (2 if y == height - 1 else 0)
+        top = b * frame + y * line + 7 * width
         for x in range(width):
-            pixel = line * width + x
-            edge = 0
-            if y == 0:
-                edge += 1
-            if y == height - 1:
-                edge += 2
-            if x == 0:
-                edge += 4
-            if x == width - 1:
-                edge += 8
-            for q in range(0, outputs, 32):
-                v0, v1 = splat_i32(0), splat_i32(0)
-                i0, i1 = v0, v1
-                if v is not None and resume:
-                    v0 = load_i32(v.reshape(-1), pixel * outputs + q)
-                    v1 = load_i32(v.reshape(-1), pixel * outputs + q + 16)
+            pixel = row * width + x
+            edge = (edge_y + (4 if x == 0 else 0) + (8 if x == width - 1 else 0)) * outputs
+            at = pixel * outputs
+            q = 0
+            while q + 96 <= outputs:
+                v0 = _membranes(v, resume, at + q)
+                v1 = _membranes(v, resume, at + q + 32)
+                v2 = _membranes(v, resume, at + q + 64)
+                i0, i1, i2 = _current_96(
+                    flat_table, q, outputs, flat, top + x, channels, line, plane
+                )
+                begin = top + x
                 for t in range(steps):
-                    if moving or t == 0:
-                        image = t * images + b
-                        i0, i1 = splat_i32(0), splat_i32(0)
-                        for down in range(8):
-                            bit = 7 - down
-                            total = splat_i16(0)
-                            for c in range(channels):
-                                for row in range(3):
-                                    pattern = np.int64(patterns[image, c, y + row, bit, x])
-                                    place = (c * 3 + row) * 8 + pattern
-                                    total = total + load_i16(flat_table, place * outputs + q)
-                            i0 = i0 + i0 + low_half(total)
-                            i1 = i1 + i1 + high_half(total)
-                        i0 = i0 + load_i32(flat_bias, edge * outputs + q)
-                        i1 = i1 + load_i32(flat_bias, edge * outputs + q + 16)
-                    v0, low = fire_16(i0, v0, load_i32(theta, q), leak)
-                    v1, high = fire_16(i1, v1, load_i32(theta, q + 16), leak)
-                    halves[t // 4, pixel, t % 4, q // 32] = low | (high << np.uint64(16))
-                if v is not None:
-                    store(v.reshape(-1), pixel * outputs + q, v0)
-                    store(v.reshape(-1), pixel * outputs + q + 16, v1)
+                    if moving and t > 0:
+                        begin += images * frame
+                        i0, i1, i2 = _current_96(
+                            flat_table, q, outputs, flat, begin, channels, line, plane
+                        )
+                    out = halves[t >> 2, pixel, t & 3]
+                    out[q >> 5], v0 = _fire_32(i0, flat_bias, edge, theta, q, leak, v0)
+                    out[(q >> 5) + 1], v1 = _fire_32(i1, flat_bias, edge, theta, q + 32, leak, v1)
+                    out[(q >> 5) + 2], v2 = _fire_32(i2, flat_bias, edge, theta, q + 64, leak, v2)
+                _keep(v, at + q, v0)
+                _keep(v, at + q + 32, v1)
+                _keep(v, at + q + 64, v2)
+                q += 96
+            while q < outputs:
+                v0 = _membranes(v, resume, at + q)
+                i0 = _current_32(flat_table, q, outputs, flat, top + x, channels, line, plane)
+                begin = top + x
+                for t in range(steps):
+                    if moving and t > 0:
+                        begin += images * frame
+                        i0 = _current_32(
+                            flat_table, q, outputs, flat, begin, channels, line, plane
+                        )
+                    out = halves[t >> 2, pixel, t & 3]
+                    out[q >> 5], v0 = _fire_32(i0, flat_bias, edge, theta, q, leak, v0)
+                _keep(v, at + q, v0)
+                q += 32

@@ -16,6 +16,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from spikedriven.engine.bits import WORD, words_for
+from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.plan import Integers
 from spikedriven.engine.simd import (
@@ -27,7 +28,9 @@ from spikedriven.engine.simd import (
     load_i8,
     load_i16,
     load_i32,
+    load_two,
     low_half,
+    prefetch,
     select,
     shift_left,
     shift_right,
@@ -53,10 +56,10 @@ def lay_out(weight: Integers) -> Integers:
     padded = np.zeros((taps, inputs, panels * WORD), weight.dtype)
     padded[:, :channels, :outputs] = weight.reshape(taps, channels, outputs)
     by_panel = padded.reshape(taps * inputs, panels, WORD).transpose(1, 0, 2)
-    rows = np.zeros((panels, taps * inputs + 1, WORD), weight.dtype)
+    rows = zeros((panels, taps * inputs + 1, WORD), weight.dtype)
     half = 32 if weight.dtype == np.int8 else 16  # lanes of the widened vector
     split = by_panel.reshape(panels, taps * inputs, WORD // (2 * half), 2, half)
-    target = rows[:, :-1].reshape(panels, taps * inputs, WORD // (2 * half), half, 2)
+    target = np.zeros((panels, taps * inputs, WORD // (2 * half), half, 2), weight.dtype)
     target[..., 0] = split[..., 0, :] + weight.dtype.type(OFFSET[weight.dtype])
     target[..., 1] = split[..., 1, :]
     rows[:, :-1] = target.reshape(panels, taps * inputs, WORD)
@@ -65,7 +68,8 @@ def lay_out(weight: Integers) -> Integers:
 
 def padded_to_words(values: Integers, fill: int) -> NDArray[np.int32]:
     """Return one int32 per channel, filled up to whole words."""
-    padded = np.full(words_for(len(values)) * WORD, fill, np.int32)
+    padded = zeros((words_for(len(values)) * WORD,), np.int32)
+    padded[:] = fill
     padded[: len(values)] = values
     return padded
 
@@ -124,11 +128,12 @@ def _minus_typed(x, y):
 @njit(forceinline=True, error_model="numpy")
 def _walk_i8(rows, base, events, j, end, even, odd):
     while j < end:
-        one = load_i8(rows, base + (np.int64(events[j]) << 6))
-        two = load_i8(rows, base + (np.int64(events[j + 1]) << 6))
-        pair = as_i16(one + two)
-        even = even + pair
-        odd = odd + shift_right(pair, 8)
+        pair = load_two(events, j)
+        one = load_i8(rows, base + ((pair & 0xFFFF) << 6))
+        two = load_i8(rows, base + ((pair >> 16) << 6))
+        sums = as_i16(one + two)
+        even = even + sums
+        odd = odd + shift_right(sums, 8)
         j += 2
     return even, odd
 
@@ -136,8 +141,9 @@ def _walk_i8(rows, base, events, j, end, even, odd):
 @njit(forceinline=True, error_model="numpy")
 def _walk_i16(rows, base, events, j, end, even0, odd0, even1, odd1):
     while j < end:
-        one = base + (np.int64(events[j]) << 6)
-        two = base + (np.int64(events[j + 1]) << 6)
+        pair = load_two(events, j)
+        one = base + ((pair & 0xFFFF) << 6)
+        two = base + ((pair >> 16) << 6)
         pair0 = as_i32(load_i16(rows, one) + load_i16(rows, two))
         pair1 = as_i32(load_i16(rows, one + 32) + load_i16(rows, two + 32))
         even0 = even0 + pair0
@@ -230,6 +236,14 @@ def _widened_typed(sums, count):
     return from_i32
 
 
+@njit(forceinline=True, error_model="numpy")
+def _fetch_ahead(rows, base, size, i, pixels):
+    # Bring a pixel's share of the next panel near: its rows will be wanted in no order.
+    share = (size // pixels) & ~63
+    for at in range(base + size + i * share, base + size + (i + 1) * share + 64, 64):
+        prefetch(rows, at)
+
+
 # ------------------------------------------------------------------ what follows the sums
 
 
@@ -317,6 +331,8 @@ def fire_layer(
         base = p * rows.shape[1] * WORD
         c = p * WORD
         for i in range(first, last):
+            if p + 1 < panels:
+                _fetch_ahead(flat_rows, base, rows.shape[1] * WORD, i, pixels)
             s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, borders, i)
             at = ((lo + i) * panels + p) * WORD
             u = _silent_64()
@@ -418,6 +434,8 @@ def stream_layer(
         base = p * rows.shape[1] * WORD
         c = p * WORD
         for i in range(first, last):
+            if p + 1 < panels:
+                _fetch_ahead(flat_rows, base, rows.shape[1] * WORD, i, pixels)
             s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, borders, i)
             at = ((lo + i) * panels + p) * WORD
             to = (lo + i) * 4 * channels + c

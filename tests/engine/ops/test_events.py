@@ -1,0 +1,103 @@
+"""Lists of events: both builders against a look at every channel of every tap."""
+
+import types
+
+import numba
+import numpy as np
+import pytest
+from tests.engine.ops.drawn import CHANNELS, RATES, SIDES, STEPS, TOKENS, draw_spikes, to_words
+
+from spikedriven.engine.bits import WORD, words_for
+from spikedriven.engine.ops.events import cpu
+from spikedriven.engine.ops.events.reference import GRAY, list_events
+
+
+def _builder(compress: bool):
+    code = cpu.list_events.py_func
+    own = types.FunctionType(code.__code__, {**code.__globals__, "_COMPRESS": compress})
+    return numba.njit(parallel=True, error_model="numpy")(own)
+
+
+BUILDERS = {"vector": _builder(True), "scalar": _builder(False), "chosen": cpu.list_events}
+
+
+def row_of(kernel: int, channels: int) -> np.ndarray:
+    taps = np.arange(kernel * kernel)[:, None] * words_for(channels) * WORD
+    return taps + np.arange(channels)
+
+
+def four_steps(s):
+    """Add the steps that are missing to a group of four."""
+    return np.concatenate([s, np.zeros((4 - len(s), *s.shape[1:]), np.bool_)])
+
+
+def assert_lists(s, kernel, builder, lo=0, hi=None):
+    """Build the lists of pixels lo ... hi - 1 and compare everything that is in them."""
+    words = to_words(s)
+    height, width, channels = s.shape[2:]
+    hi = len(words) if hi is None else hi
+    zero_row = kernel * kernel * words_for(channels) * WORD
+    events = np.full((hi - lo, cpu.capacity(zero_row)), 12345, np.uint16)
+    borders, counts = np.full((hi - lo, 16), -1, np.int32), np.full((hi - lo, 4), -1, np.int32)
+    BUILDERS[builder](words, height, width, kernel, lo, hi, events, borders, counts)
+    wanted = list_events(four_steps(s), kernel, row_of(kernel, channels))[lo:hi]
+    for i, groups in enumerate(wanted):
+        assert borders[i, 0] == 0
+        for g, rows in enumerate(groups):
+            got = events[i, borders[i, g] : borders[i, g + 1]].tolist()
+            assert got == rows + [zero_row] * (len(rows) % 2), (i, GRAY[g])
+        for t in range(4):
+            at_t = sum(len(rows) for g, rows in enumerate(groups) if GRAY[g] >> t & 1)
+            assert counts[i, t] == at_t, (i, t)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("sides", SIDES, ids=map(str, TOKENS))
+def test_every_pixel_lists_what_it_sees(builder, kernel, sides):
+    assert_lists(draw_spikes(4, 1, *sides, 5, rate=0.3), kernel, builder)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_every_channel_has_its_row(builder, channels):
+    assert_lists(draw_spikes(4, 2, 2, 3, channels), 3, builder)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("steps", STEPS)
+def test_every_rate_and_number_of_steps_is_listed(builder, rate, steps):
+    assert_lists(draw_spikes(steps, 1, 3, 3, 70, rate=rate), 3, builder)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_part_of_the_pixels_can_be_listed(builder):
+    s = draw_spikes(4, 3, 4, 5, 9)
+    assert_lists(s, 3, builder, lo=7, hi=48)
+
+
+@pytest.mark.parametrize("builder", ["vector", "scalar"])
+def test_every_pattern_of_steps_finds_its_group(builder):
+    pattern = np.arange(16)
+    s = (pattern >> np.arange(4)[:, None] & 1).astype(bool).reshape(4, 1, 1, 1, 16)
+    assert_lists(s, 1, builder)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_share_the_pixels():
+    assert_lists(draw_spikes(4, 2, 9, 11, 33), 3, "chosen")
+
+
+def test_from_group_to_group_a_single_step_comes_or_goes():
+    assert sorted(GRAY) == list(range(1, 16))
+    for before, after in zip((0, *GRAY), GRAY, strict=False):
+        assert (before ^ after).bit_count() == 1
+
+
+def test_a_neighbour_beyond_the_border_or_in_another_image_is_not_listed():
+    s = np.zeros((4, 2, 2, 2, 1), np.bool_)
+    s[0, 1] = True  # only the second image fires
+    lists = list_events(s, 3, row_of(3, 1))
+    assert [sum(map(len, groups)) for groups in lists] == [0] * 4 + [4] * 4
+    assert_lists(s, 3, "chosen")

@@ -20,7 +20,7 @@ def lively(config: sd.SDTConfig, *, size: int = 16, seed: int = 0) -> sd.SpikeDr
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data = 1.2 * torch.exp(0.3 * torch.randn_like(module.weight))
-            module.bias.data = 0.3 + 0.3 * torch.randn_like(module.bias)
+            module.bias.data = 0.5 + 0.3 * torch.randn_like(module.bias)
             module.momentum = 1.0
     for name, parameter in model.named_parameters():
         if name.endswith(".w"):  # a learned time constant

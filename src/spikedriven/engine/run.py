@@ -103,6 +103,13 @@ class _Memory:
             self._arrays[key] = zeros(shape, dtype)
         return self._arrays[key]
 
+    def lists(self, name: str, pixels: int, room: int) -> events.Lists:
+        return events.Lists(
+            self.get(f"{name}events", (pixels, room), np.uint16),
+            self.get(f"{name}borders", (pixels, 16), np.int32),
+            self.get(f"{name}counts", (pixels, GROUP), np.int32),
+        )
+
     def clear(self) -> None:
         """Forget all arrays."""
         self._arrays.clear()
@@ -337,8 +344,8 @@ class _ImageLayer:
         outputs = self.table.shape[2]
         image.plane_offsets(pixels.reshape(-1, channels, height, width), outputs, offsets)
         groups = -(-num_steps // GROUP)
-        shape = (groups, sites, GROUP, words_for(self.channels))
-        words = net.memory.get(self.step.name, shape, np.uint64)
+        panels = words_for(self.channels)
+        words = net.memory.get(self.step.name, (groups, sites, GROUP, panels), np.uint64)
         v = None
         if resume or num_steps == 1:  # a stream
             v = net.membranes(self.step.name, sites, self.table.shape[2])
@@ -386,15 +393,16 @@ class _SynapseLayer:
         )
         self.leak = None if neuron is None else _leak(neuron)
 
-    def chunks(self, net: _Pass) -> Iterator[tuple[Array, Array, Array, int, int, int]]:
-        """Yield lists of events: (events, borders, counts, first pixel, pixels, task size)."""
+    def chunks(self, net: _Pass) -> Iterator[tuple[events.Lists, int, int, int]]:
+        """Yield lists of events, their first pixel, the number of pixels, and a task's size."""
         source = net.spikes[self.step.source]
         sites = len(source.words)
         room = events.capacity(self.rows.shape[1] - 1)
         chunk = min(sites, max(64, LIST_BYTES // (2 * room)))
-        lists = net.memory.get("events", (chunk, room), np.uint16)
-        borders = net.memory.get("borders", (chunk, 16), np.int32)
-        counts = net.memory.get("counts", (chunk, GROUP), np.int32)
+        lists = net.memory.lists("", chunk, room)
+        near = lists
+        if self.kernel == 3:
+            near = net.memory.lists("near ", sites, events.capacity(source.words.shape[2] * WORD))
         layer = net.layer(self.step.name)
         tasks = TASKS * numba.get_num_threads()
         for lo in range(0, sites, chunk):
@@ -403,13 +411,13 @@ class _SynapseLayer:
             if net.memory.listed != wanted:
                 events.list_events(
                     source.words, source.height, source.width, self.kernel, lo, lo + pixels,
-                    lists, borders, counts,
+                    lists, near,
                 )  # fmt: skip
                 net.memory.listed = wanted
             block = max(1, -(-pixels * self.panels // tasks))
-            yield lists, borders, counts, lo, pixels, min(block, pixels)
-            layer.additions += int(counts[:pixels].sum(dtype=np.int64)) * self.channels
-            layer.rows += int(borders[:pixels, -1].sum(dtype=np.int64)) * self.panels
+            yield lists, lo, pixels, min(block, pixels)
+            layer.additions += int(lists.counts[:pixels].sum(dtype=np.int64)) * self.channels
+            layer.rows += int(lists.borders[:pixels, -1].sum(dtype=np.int64)) * self.panels
         layer.row_bytes = WORD * self.rows.itemsize
         layer.spikes += int(np.bitwise_count(source.words).sum(dtype=np.int64))
         sight = sites
@@ -429,9 +437,9 @@ class _FireLayer(_SynapseLayer):
         sites = len(source.words)
         words = net.memory.get(self.step.name, (sites, GROUP, self.panels), np.uint64)
         v = net.membranes(self.step.name, sites, self.panels * WORD)
-        for lists, borders, counts, lo, pixels, block in self.chunks(net):
+        for lists, lo, pixels, block in self.chunks(net):
             synapse.fire_layer(
-                self.rows, lists, borders, counts, self.bias, self.theta, self.leak, self.step.up,
+                self.rows, *lists, self.bias, self.theta, self.leak, self.step.up,
                 v, net.resume, words, lo, pixels, net.steps, block,
             )  # fmt: skip
         net.spikes[self.step.name] = _Map(words, source.height, source.width)
@@ -463,9 +471,9 @@ class _StreamLayer(_SynapseLayer):
         v = None
         if step.neuron is not None:
             v = net.membranes(step.emits, len(words), channels)
-        for lists, borders, counts, lo, pixels, block in self.chunks(net):
+        for lists, lo, pixels, block in self.chunks(net):
             synapse.stream_layer(
-                self.rows, lists, borders, counts, self.digits, self.bias, step.down, net.stream,
+                self.rows, *lists, self.digits, self.bias, step.down, net.stream,
                 step.begins, None if pools else self.theta, self.leak, None if pools else v,
                 net.resume, words, lo, pixels, net.steps, block,
             )  # fmt: skip

@@ -80,10 +80,7 @@ load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
 
 @intrinsic
 def load_two(_typing, array, index):
-    """Return the two 16-bit numbers that start at a flat index: the first in the lower bits.
-
-    Unlike `array[index]` it knows no negative index, which costs as much as the rest of a loop.
-    """
+    """Return two 16-bit numbers from a flat index on, the first in the lower bits; see `peek`."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -94,12 +91,18 @@ def load_two(_typing, array, index):
 
 
 @intrinsic
-def load_one(_typing, array, index):
-    """Return the 16-bit number at a flat index; as `load_two`, without negative indices."""
+def peek(_typing, array, index):
+    """Return the number at a flat index that is known not to be negative.
+
+    `array[index]` would first look whether the index counts from the end, which in a short loop
+    costs as much as the rest of it.
+    """
+    signed = array.dtype.signed
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.zext(builder.load(builder.gep(data, [args[1]])), ir.IntType(64))
+        number = builder.load(builder.gep(data, [args[1]]))
+        return (builder.sext if signed else builder.zext)(number, ir.IntType(64))
 
     return types.int64(array, types.intp), codegen
 

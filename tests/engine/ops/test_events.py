@@ -13,17 +13,25 @@ from spikedriven.engine.ops.events.reference import GRAY, list_events
 
 
 def _builder(compress: bool):
-    code = cpu.list_events.py_func
+    code = cpu.list_pixels.py_func
     own = types.FunctionType(code.__code__, {**code.__globals__, "_COMPRESS": compress})
     return numba.njit(parallel=True, error_model="numpy")(own)
 
 
-BUILDERS = {"vector": _builder(True), "scalar": _builder(False), "chosen": cpu.list_events}
+BUILDERS = {"vector": _builder(True), "scalar": _builder(False), "chosen": cpu.list_pixels}
 
 
 def row_of(kernel: int, channels: int) -> np.ndarray:
     taps = np.arange(kernel * kernel)[:, None] * words_for(channels) * WORD
     return taps + np.arange(channels)
+
+
+def dirty_lists(pixels: int, rows: int) -> cpu.Lists:
+    return cpu.Lists(
+        np.full((pixels, cpu.capacity(rows)), 12345, np.uint16),
+        np.full((pixels, 16), -1, np.int32),
+        np.full((pixels, 4), -1, np.int32),
+    )
 
 
 def four_steps(s):
@@ -37,9 +45,13 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
     height, width, channels = s.shape[2:]
     hi = len(words) if hi is None else hi
     zero_row = kernel * kernel * words_for(channels) * WORD
-    events = np.full((hi - lo, cpu.capacity(zero_row)), 12345, np.uint16)
-    borders, counts = np.full((hi - lo, 16), -1, np.int32), np.full((hi - lo, 4), -1, np.int32)
-    BUILDERS[builder](words, height, width, kernel, lo, hi, events, borders, counts)
+    lists = events, borders, counts = dirty_lists(hi - lo, zero_row)
+    near = dirty_lists(len(words), words_for(channels) * WORD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "list_pixels", BUILDERS[builder])
+        if lo and kernel == 3:
+            cpu.list_pixels(words, 0, len(words), -1, *near)
+        cpu.list_events(words, height, width, kernel, lo, hi, lists, near)
     wanted = list_events(four_steps(s), kernel, row_of(kernel, channels))[lo:hi]
     for i, groups in enumerate(wanted):
         assert borders[i, 0] == 0

@@ -75,13 +75,20 @@ def stream_step(weight, leak=(1,), *, begins=False, fires=True):
     )
 
 
+def empty_lists(pixels, rows):
+    return events.Lists(
+        np.zeros((pixels, events.capacity(rows)), np.uint16),
+        np.zeros((pixels, 16), np.int32),
+        np.zeros((pixels, 4), np.int32),
+    )
+
+
 def lists_of(s, kernel):
     words, (_, _, height, width, channels) = to_words(s), s.shape
-    shape = len(words), events.capacity(kernel * kernel * words_for(channels) * WORD)
-    lists = np.zeros(shape, np.uint16)
-    borders, counts = np.zeros((len(words), 16), np.int32), np.zeros((len(words), 4), np.int32)
-    events.list_events(words, height, width, kernel, 0, len(words), lists, borders, counts)
-    return lists, borders, counts
+    inputs = words_for(channels) * WORD
+    lists, near = empty_lists(len(words), kernel * kernel * inputs), empty_lists(len(words), inputs)
+    events.list_events(words, height, width, kernel, 0, len(words), lists, near)
+    return lists
 
 
 def membranes(v):

@@ -18,8 +18,8 @@ from spikedriven.engine.simd import (
     high_half,
     load_i16,
     load_i32,
-    load_one,
     low_half,
+    peek,
     splat_i16,
     splat_i32,
     store,
@@ -89,7 +89,7 @@ def _current_32(table, q, outputs, offsets, begin, channels, line, plane):
         at, base = at_plane, q
         for _ in range(channels):
             for _ in range(3):
-                total = total + load_i16(table, base + load_one(offsets, at))
+                total = total + load_i16(table, base + peek(offsets, at))
                 at += line
                 base += outputs << 3
             at += plane
@@ -109,7 +109,7 @@ def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
         at, base = at_plane, q
         for _ in range(channels):
             for _ in range(3):
-                place = base + load_one(offsets, at)
+                place = base + peek(offsets, at)
                 total0 = total0 + load_i16(table, place)
                 total1 = total1 + load_i16(table, place + 32)
                 total2 = total2 + load_i16(table, place + 64)
@@ -213,9 +213,7 @@ def fire_image(offsets, table, bias, theta, leak, v, resume, images, steps, halv
                 for t in range(steps):
                     if moving and t > 0:
                         begin += images * frame
-                        i0 = _current_32(
-                            flat_table, q, outputs, flat, begin, channels, line, plane
-                        )
+                        i0 = _current_32(flat_table, q, outputs, flat, begin, channels, line, plane)
                     out = halves[t >> 2, pixel, t & 3]
                     out[q >> 5], v0 = _fire_32(i0, flat_bias, edge, theta, q, leak, v0)
                 _keep(v, at + q, v0)

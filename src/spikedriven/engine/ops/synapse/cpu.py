@@ -30,6 +30,7 @@ from spikedriven.engine.simd import (
     load_i32,
     load_two,
     low_half,
+    peek,
     prefetch,
     select,
     shift_left,
@@ -154,60 +155,60 @@ def _walk_i16(rows, base, events, j, end, even0, odd0, even1, odd1):
     return even0, odd0, even1, odd1
 
 
-def _walk(rows, base, events, start, borders, i, group, run):
+def _walk(rows, base, events, start, borders, group, run):
     raise NotImplementedError
 
 
 @overload(_walk, inline="always")
-def _walk_typed(rows, base, events, start, borders, i, group, run):
+def _walk_typed(rows, base, events, start, borders, group, run):
     if rows.dtype == types.int8:
 
-        def walk(rows, base, events, start, borders, i, group, run):
-            j, end = start + borders[i, group], start + borders[i, group + 1]
+        def walk(rows, base, events, start, borders, group, run):
+            j, end = start + peek(borders, group), start + peek(borders, group + 1)
             return _walk_i8(rows, base, events, j, end, run[0], run[1])
 
         return walk
 
-    def walk_wide(rows, base, events, start, borders, i, group, run):
-        j, end = start + borders[i, group], start + borders[i, group + 1]
+    def walk_wide(rows, base, events, start, borders, group, run):
+        j, end = start + peek(borders, group), start + peek(borders, group + 1)
         return _walk_i16(rows, base, events, j, end, run[0], run[1], run[2], run[3])
 
     return walk_wide
 
 
 @njit(forceinline=True, error_model="numpy")
-def _gather(rows, base, events, start, borders, i):
+def _gather(rows, base, events, start, borders, first):
     # The sums of steps a, b, c, d; `run` is the sum of all events so far.
     a = b = c = d = run = _silence(rows)
-    run = _walk(rows, base, events, start, borders, i, 0, run)  # a
+    run = _walk(rows, base, events, start, borders, first, run)  # a
     b = _minus(b, run)
-    run = _walk(rows, base, events, start, borders, i, 1, run)  # a b
+    run = _walk(rows, base, events, start, borders, first + 1, run)  # a b
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 2, run)  # b
+    run = _walk(rows, base, events, start, borders, first + 2, run)  # b
     c = _minus(c, run)
-    run = _walk(rows, base, events, start, borders, i, 3, run)  # b c
+    run = _walk(rows, base, events, start, borders, first + 3, run)  # b c
     a = _minus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 4, run)  # a b c
+    run = _walk(rows, base, events, start, borders, first + 4, run)  # a b c
     b = _plus(b, run)
-    run = _walk(rows, base, events, start, borders, i, 5, run)  # a c
+    run = _walk(rows, base, events, start, borders, first + 5, run)  # a c
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 6, run)  # c
+    run = _walk(rows, base, events, start, borders, first + 6, run)  # c
     d = _minus(d, run)
-    run = _walk(rows, base, events, start, borders, i, 7, run)  # c d
+    run = _walk(rows, base, events, start, borders, first + 7, run)  # c d
     a = _minus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 8, run)  # a c d
+    run = _walk(rows, base, events, start, borders, first + 8, run)  # a c d
     b = _minus(b, run)
-    run = _walk(rows, base, events, start, borders, i, 9, run)  # a b c d
+    run = _walk(rows, base, events, start, borders, first + 9, run)  # a b c d
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 10, run)  # b c d
+    run = _walk(rows, base, events, start, borders, first + 10, run)  # b c d
     c = _plus(c, run)
-    run = _walk(rows, base, events, start, borders, i, 11, run)  # b d
+    run = _walk(rows, base, events, start, borders, first + 11, run)  # b d
     a = _minus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 12, run)  # a b d
+    run = _walk(rows, base, events, start, borders, first + 12, run)  # a b d
     b = _plus(b, run)
-    run = _walk(rows, base, events, start, borders, i, 13, run)  # a d
+    run = _walk(rows, base, events, start, borders, first + 13, run)  # a d
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, i, 14, run)  # d
+    run = _walk(rows, base, events, start, borders, first + 14, run)  # d
     d = _plus(d, run)
     return a, b, c, d
 
@@ -326,6 +327,7 @@ def fire_layer(
     room = events.shape[1]
     flat_events = events.reshape(-1)
     flat_rows = rows.reshape(-1)
+    flat_borders = borders.reshape(-1)
     for task in prange(panels * ((pixels + block - 1) // block)):
         p, first, last = _task(task, panels, pixels, block)
         base = p * rows.shape[1] * WORD
@@ -333,7 +335,7 @@ def fire_layer(
         for i in range(first, last):
             if p + 1 < panels:
                 _fetch_ahead(flat_rows, base, rows.shape[1] * WORD, i, pixels)
-            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, borders, i)
+            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, flat_borders, 16 * i)
             at = ((lo + i) * panels + p) * WORD
             u = _silent_64()
             if v is not None and resume:
@@ -427,6 +429,7 @@ def stream_layer(
     room = events.shape[1]
     flat_events = events.reshape(-1)
     flat_rows = rows.reshape(-1)
+    flat_borders = borders.reshape(-1)
     flat_digits = digits.reshape(-1)
     flat_stream = stream.reshape(-1)
     for task in prange(panels * ((pixels + block - 1) // block)):
@@ -436,7 +439,7 @@ def stream_layer(
         for i in range(first, last):
             if p + 1 < panels:
                 _fetch_ahead(flat_rows, base, rows.shape[1] * WORD, i, pixels)
-            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, borders, i)
+            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, flat_borders, 16 * i)
             at = ((lo + i) * panels + p) * WORD
             to = (lo + i) * 4 * channels + c
             u = _silent_64()

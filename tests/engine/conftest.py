@@ -5,6 +5,7 @@ tested with yesterday's kernels.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ ENGINE = ROOT / "src" / "spikedriven" / "engine"
 SHARED = ["simd.py", "bits.py", "plan.py", "ops/neuron/cpu.py", "ops/events/reference.py"]
 
 _version = hashlib.sha256(b"".join((ENGINE / name).read_bytes() for name in SHARED)).hexdigest()
-numba.config.CACHE_DIR = str(ROOT / ".pytest_cache" / "numba" / _version[:16])
+if "NUMBA_CACHE_DIR" not in os.environ:
+    numba.config.CACHE_DIR = str(ROOT / ".pytest_cache" / "numba" / _version[:16])
 
 
 @pytest.fixture(autouse=True, scope="package")

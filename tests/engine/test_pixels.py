@@ -46,6 +46,13 @@ def test_a_float_between_two_bytes_becomes_the_nearer():
     assert read_pixels(plain, x).ravel().tolist() == [0, 1, 255, 255, 0]
 
 
+@pytest.mark.parametrize("level", [-0.6, 255.6])
+def test_a_float_half_a_byte_beyond_the_range_is_refused(level):
+    plain = Input(channels=1, stride=1, num_steps=1, mean=(0.0,), std=(1 / 255,))
+    with pytest.raises(ShapeError, match="they must lie in 0 to 255"):
+        read_pixels(plain, np.array([level, 7.0]).reshape(1, 1, 1, 2))
+
+
 def test_an_images_own_memory_order_does_not_matter():
     x = some_images(2, 8, 12, 3).transpose(0, 3, 1, 2)
     got = read_pixels(RGB, x)

@@ -16,7 +16,7 @@ from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
-VERBS = ("train", "eval", "predict", "compile", "run", "bench", "models", "doctor")
+VERBS = ("train", "eval", "predict", "compile", "run", "bench", "audit", "models", "doctor")
 
 
 class _UsageError(SpikeDrivenError):
@@ -85,9 +85,12 @@ def build_parser() -> ArgumentParser:
     bench.add_argument("--batch", type=int, default=1, help="images given at once")
     bench.add_argument("--threads", type=int, help="default: all of the processor's")
 
+    audit = verb("audit", "look for multiplications where there must be none")
+    audit.add_argument("--engine", action="store_true", help="in the engine's machine code")
+
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    for added in (evaluate, predict, compiled, execute, bench, models, doctor):
+    for added in (evaluate, predict, compiled, execute, bench, audit, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 

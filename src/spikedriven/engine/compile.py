@@ -351,6 +351,8 @@ def _neuron(name: str, lif: LIF, theta: Reals, largest_current: float) -> Neuron
     """
     if largest_current >= INT32_SAFE:
         raise ConfigError(_too_large(name))
+    # A silent neuron stays silent: no threshold is rounded to 0.
+    theta = np.maximum(theta, 1)
     return Neuron(theta=_int32(name, theta), leak=_leak(name, _decay(lif)))
 
 

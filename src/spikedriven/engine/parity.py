@@ -20,6 +20,7 @@ from spikedriven.engine.ops.pool.reference import pool
 from spikedriven.engine.ops.synapse.reference import fire_current, stream_current
 from spikedriven.engine.pixels import read_pixels
 from spikedriven.engine.plan import FRACTION, FireStep, ImageStep, PoolStep, Program, StreamStep
+from spikedriven.errors import ShapeError
 from spikedriven.models.sdt import Block, SpikeDrivenTransformer
 from spikedriven.nn.probe import record_spikes
 
@@ -62,6 +63,12 @@ def compare(program: Program, model: SpikeDrivenTransformer, x: Tensor) -> dict[
     Raises:
         ShapeError: The input does not fit the program.
     """
+    steps = model.config.num_steps if x.ndim == 4 else x.shape[1]
+    if steps != program.input.num_steps:
+        raise ShapeError(
+            f"the model runs {steps} steps and the program {program.input.num_steps}; they must "
+            "be the same to be compared: compile the program with the model's num_steps"
+        )
     with record_spikes(model) as recorded, _record_streams(model) as recorded_streams:
         model(x)
     spikes = {name: _channels_last(s) for name, s in recorded.items() if s.ndim == 5}

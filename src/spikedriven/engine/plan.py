@@ -7,7 +7,7 @@ the stream between blocks count in units of 2**-12.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,8 +178,6 @@ class Program:
     steps: tuple[Step, ...]
     classes: tuple[str, ...] = ()
     """Names of the classes, where they are known."""
-    meta: dict[str, str] = field(default_factory=dict)
-    """Where the program comes from."""
 
     @property
     def num_classes(self) -> int:
@@ -215,7 +213,11 @@ class Program:
         """
         tensors: dict[str, NDArray[Any]] = {}
         plan = json.dumps(_described(self, "", tensors), sort_keys=True)
-        meta = {"spikedriven_program": str(FORMAT), "plan": plan, "sha256": _hash(plan, tensors)}
+        meta = {
+            "spikedriven_program": str(FORMAT),
+            "plan": plan,
+            "sha256": _hash(str(FORMAT), plan, tensors),
+        }
         write_whole(Path(path), save(tensors, meta))
 
     @staticmethod
@@ -268,8 +270,8 @@ def _restored(value: Any, tensors: dict[str, NDArray[Any]]) -> Any:
     return kinds[value["kind"]](**arguments)
 
 
-def _hash(plan: str, tensors: dict[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256(plan.encode())
+def _hash(version: str, plan: str, tensors: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(f"{version} {plan}".encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
@@ -302,7 +304,7 @@ def _load(path: Path) -> Program:
             f"{path} has format {version}; this spikedriven reads up to {FORMAT}: "
             "upgrade spikedriven or compile the run again"
         )
-    if meta.get("sha256") != _hash(meta["plan"], tensors):
+    if meta.get("sha256") != _hash(version, meta["plan"], tensors):
         raise CheckpointError(
             f"{path} was altered after it was written; its hash must match its content: "
             "compile or copy it again"

@@ -430,6 +430,7 @@ class _SynapseLayer:
 
 class _FireLayer(_SynapseLayer):
     step: FireStep
+    theta: Array
 
     def __call__(self, net: _Pass) -> None:
         begin = time.perf_counter()
@@ -478,6 +479,7 @@ class _StreamLayer(_SynapseLayer):
                 net.resume, words, lo, pixels, net.steps, block,
             )  # fmt: skip
         if pools:
+            assert self.theta is not None
             currents = net.stream
             net.stream = net.memory.get("stream", (sites // 4, GROUP, channels), np.int32)
             pool.pool_membranes(

@@ -79,6 +79,34 @@ load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
 
 
 @intrinsic
+def peek_word(_typing, array, index):
+    """Return the 64 bits at a flat index that is known not to be negative."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]))
+
+    return types.uint64(array, types.intp), codegen
+
+
+@intrinsic
+def poke(_typing, array, index, x):
+    """Write a number at a flat index that is known not to be negative."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.gep(data, [args[1]])
+        size = address.type.pointee.width
+        number = args[2]
+        if number.type.width > size:
+            number = builder.trunc(number, ir.IntType(size))
+        builder.store(number, address)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, x), codegen
+
+
+@intrinsic
 def load_two(_typing, array, index):
     """Return two 16-bit numbers from a flat index on, the first in the lower bits; see `peek`."""
 

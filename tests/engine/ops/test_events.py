@@ -13,12 +13,12 @@ from spikedriven.engine.ops.events.reference import GRAY, list_events
 
 
 def _builder(compress: bool):
-    code = cpu.list_pixels.py_func
+    code = cpu._list_tasks.py_func
     own = types.FunctionType(code.__code__, {**code.__globals__, "_COMPRESS": compress})
     return numba.njit(parallel=True, error_model="numpy")(own)
 
 
-BUILDERS = {"vector": _builder(True), "scalar": _builder(False), "chosen": cpu.list_pixels}
+BUILDERS = {"vector": _builder(True), "scalar": _builder(False), "chosen": cpu._list_tasks}
 
 
 def row_of(kernel: int, channels: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
     lists = events, borders, counts = dirty_lists(hi - lo, zero_row)
     near = dirty_lists(len(words), words_for(channels) * WORD)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "list_pixels", BUILDERS[builder])
+        patch.setattr(cpu, "_list_tasks", BUILDERS[builder])
         if lo and kernel == 3:
             cpu.list_pixels(words, 0, len(words), -1, *near)
         cpu.list_events(words, height, width, kernel, lo, hi, lists, near)

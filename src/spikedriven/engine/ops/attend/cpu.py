@@ -4,13 +4,13 @@
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from spikedriven.engine.bits import WORD
+from spikedriven.engine.bits import Words
 from spikedriven.engine.simd import lowest_bit
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def agree(k, v, tokens, gate):
+def agree(k: Words, v: Words, tokens: int, gate: Words) -> None:
     """OR over an image's tokens of (key AND value).
 
     Args:
@@ -19,19 +19,23 @@ def agree(k, v, tokens, gate):
         tokens: Tokens of an image.
         gate: Filled, uint64 [B, 4, P].
     """
-    size = k.shape[1] * k.shape[2]
-    key, value = k.reshape(k.shape[0], size), v.reshape(k.shape[0], size)
-    flat = gate.reshape(gate.shape[0], size)
-    for b in range(gate.shape[0]):
-        for p in range(size):
-            flat[b, p] = 0
-        for n in range(b * tokens, (b + 1) * tokens):
-            for p in range(size):
-                flat[b, p] |= key[n, p] & value[n, p]
+    gate[...] = 0
+    _agree(k.reshape(-1), v.reshape(-1), tokens, gate[0].size, gate.reshape(-1))
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def count_agreements(k, v, tokens, counts):
+def _agree(k, v, tokens, size, gate):
+    at = 0
+    for image in range(0, gate.size, size):
+        own = gate[image : image + size]
+        for _ in range(tokens):
+            key, value = k[at : at + size], v[at : at + size]
+            for p in range(size):
+                own[p] |= key[p] & value[p]
+            at += size
+
+
+def count_agreements(k: Words, v: Words, tokens: int, counts: NDArray[np.int64]) -> None:
     """Count, per channel, the tokens at which key and value both fire; one step per event.
 
     Args:
@@ -40,22 +44,27 @@ def count_agreements(k, v, tokens, counts):
         tokens: Tokens of an image.
         counts: Filled, int64 [B, 4, 64 P].
     """
-    one = np.uint64(1)
-    for b in range(counts.shape[0]):
-        for t in range(4):
-            for c in range(counts.shape[2]):
-                counts[b, t, c] = 0
-    for n in range(k.shape[0]):
-        for t in range(4):
-            for p in range(k.shape[2]):
-                both = k[n, t, p] & v[n, t, p]
-                while both:
-                    counts[n // tokens, t, p * WORD + lowest_bit(both)] += 1
-                    both &= both - one
+    counts[...] = 0
+    _count(k.reshape(-1), v.reshape(-1), tokens, k[0].size, counts.reshape(-1))
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def mask(q, gate, tokens, out):
+def _count(k, v, tokens, size, counts):
+    one = np.uint64(1)
+    at = 0
+    image = 0
+    while image < counts.size:
+        for _ in range(tokens):
+            for p in range(size):
+                both = k[at + p] & v[at + p]
+                while both:
+                    counts[image + (p << 6) + lowest_bit(both)] += 1
+                    both &= both - one
+            at += size
+        image += size << 6
+
+
+def mask(q: Words, gate: Words, tokens: int, out: Words) -> None:
     """Keep the query where its channel's gate is open.
 
     Args:
@@ -64,10 +73,16 @@ def mask(q, gate, tokens, out):
         tokens: Tokens of an image.
         out: Filled, like `q`.
     """
-    size = q.shape[1] * q.shape[2]
-    query, flat = q.reshape(q.shape[0], size), gate.reshape(gate.shape[0], size)
-    masked = out.reshape(q.shape[0], size)
-    for n in range(q.shape[0]):
-        b = n // tokens
-        for p in range(size):
-            masked[n, p] = query[n, p] & flat[b, p]
+    _mask(q.reshape(-1), gate.reshape(-1), tokens, gate[0].size, out.reshape(-1))
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _mask(q, gate, tokens, size, out):
+    at = 0
+    for image in range(0, gate.size, size):
+        own = gate[image : image + size]
+        for _ in range(tokens):
+            query, masked = q[at : at + size], out[at : at + size]
+            for p in range(size):
+                masked[p] = query[p] & own[p]
+            at += size

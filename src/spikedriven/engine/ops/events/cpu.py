@@ -8,7 +8,7 @@ begins or ends: that is what lets `synapse` keep one running sum instead of fift
 
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -16,8 +16,10 @@ from numba import njit, prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import WORD, Words
+from spikedriven.engine.bits import GROUP, WORD, Words
 from spikedriven.engine.ops.events.reference import GRAY
+from spikedriven.engine.schedule import ROW as SCHEDULE_ROW
+from spikedriven.engine.schedule import flat, strides
 from spikedriven.engine.simd import (
     I16,
     bits_of,
@@ -29,11 +31,15 @@ from spikedriven.engine.simd import (
     lowest_bit,
     mask_32,
     peek,
+    peek_word,
+    poke,
     select,
     splat_i16,
     store,
 )
 
+BLOCK = 16
+"""Pixels of a task."""
 SLACK = 64
 """Entries past a list's end that vector stores may touch."""
 
@@ -41,6 +47,9 @@ _GRAY = np.array(GRAY, np.int64)
 _PLACE = np.zeros(16, np.int64)  # pattern -> place in the Gray code
 _PLACE[_GRAY] = np.arange(len(GRAY))
 _COMPRESS = has_compress()
+
+
+Array = NDArray[Any]
 
 
 class Lists(NamedTuple):
@@ -89,10 +98,10 @@ def _collect_vector(b0, b1, b2, b3, row, ids, codes, m):
 
 
 @njit(forceinline=True)
-def _sort_vector(ids, codes, m, filler, events, at, borders, i):
+def _sort_vector(ids, codes, m, filler, events, at, borders, n):
     store(codes, m, splat_i16(0))
     begin = at
-    borders[i, 0] = 0
+    poke(borders, n, 0)
     for place in range(15):
         first = at
         wanted = splat_i16(_GRAY[place])
@@ -103,9 +112,9 @@ def _sort_vector(ids, codes, m, filler, events, at, borders, i):
             at += count_bits(bits_of(mask))
             j += 32
         if filler >= 0 and (at - first) & 1:
-            events[at] = filler
+            poke(events, at, filler)
             at += 1
-        borders[i, place + 1] = at - begin
+        poke(borders, n + place + 1, at - begin)
 
 
 @njit(forceinline=True)
@@ -125,28 +134,29 @@ def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
 
 
 @njit(forceinline=True)
-def _sort_scalar(ids, codes, m, filler, events, at, borders, i):
+def _sort_scalar(ids, codes, m, filler, events, at, borders, n):
     cursor = np.zeros(16, np.int64)
     for j in range(m):
         cursor[_PLACE[codes[j]]] += 1
     begin = at
-    borders[i, 0] = 0
+    poke(borders, n, 0)
     for place in range(15):
         number = cursor[place]
         cursor[place] = at
         at += number
         if filler >= 0 and number & 1:
-            events[at] = filler
+            poke(events, at, filler)
             at += 1
-        borders[i, place + 1] = at - begin
+        poke(borders, n + place + 1, at - begin)
     for j in range(m):
         place = _PLACE[codes[j]]
         events[cursor[place]] = ids[j]
         cursor[place] += 1
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def list_pixels(words, lo, hi, filler, events, borders, counts):
+def list_pixels(
+    words: Words, lo: int, hi: int, filler: int, events: Array, borders: Array, counts: Array
+) -> None:
     """List the events of pixels lo ... hi - 1, each for itself.
 
     Args:
@@ -159,104 +169,157 @@ def list_pixels(words, lo, hi, filler, events, borders, counts):
         borders: Filled: int32 [hi - lo, 16]; group g of the Gray code is borders[g] : borders[g+1].
         counts: Filled: int32 [hi - lo, 4], spikes at each step.
     """
-    panels = words.shape[2]
-    room = events.shape[1]
-    flat = events.reshape(-1)
-    block = 16
-    for task in prange((hi - lo + block - 1) // block):
+    panels, room = words.shape[2], events.shape[1]
+    tasks = strides(-(-(hi - lo) // BLOCK), BLOCK * GROUP * panels, BLOCK * room, BLOCK)
+    _list_tasks(
+        tasks, words[lo:hi].reshape(-1), panels, hi - lo, filler, events.reshape(-1), room,
+        borders.reshape(-1), counts.reshape(-1),
+    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _list_tasks(tasks, words, panels, pixels, filler, events, room, borders, counts):
+    step_1 = panels
+    step_2 = step_1 + panels
+    step_3 = step_2 + panels
+    for task in prange(tasks.size >> SCHEDULE_ROW):
         ids = np.empty(room, np.uint16)
         codes = np.empty(room, np.uint16)
-        for i in range(task * block, min((task + 1) * block, hi - lo)):
+        word = peek(tasks, task << SCHEDULE_ROW)
+        at = peek(tasks, (task << SCHEDULE_ROW) + 1)
+        i = peek(tasks, (task << SCHEDULE_ROW) + 2)
+        last = min(i + BLOCK, pixels)
+        while i < last:
             m = 0
             n0 = n1 = n2 = n3 = 0
-            for p in range(panels):
-                b0, b1 = words[lo + i, 0, p], words[lo + i, 1, p]
-                b2, b3 = words[lo + i, 2, p], words[lo + i, 3, p]
+            row = 0
+            end = word + panels
+            while word < end:
+                b0, b1 = peek_word(words, word), peek_word(words, word + step_1)
+                b2, b3 = peek_word(words, word + step_2), peek_word(words, word + step_3)
                 if b0 | b1 | b2 | b3:
                     n0 += count_bits(b0)
                     n1 += count_bits(b1)
                     n2 += count_bits(b2)
                     n3 += count_bits(b3)
                     if _COMPRESS:
-                        m = _collect_vector(b0, b1, b2, b3, p * WORD, ids, codes, m)
+                        m = _collect_vector(b0, b1, b2, b3, row, ids, codes, m)
                     else:
-                        m = _collect_scalar(b0, b1, b2, b3, p * WORD, ids, codes, m)
-            counts[i, 0], counts[i, 1], counts[i, 2], counts[i, 3] = n0, n1, n2, n3
+                        m = _collect_scalar(b0, b1, b2, b3, row, ids, codes, m)
+                row += WORD
+                word += 1
+            word += step_3
+            n = i << 2
+            poke(counts, n, n0)
+            poke(counts, n + 1, n1)
+            poke(counts, n + 2, n2)
+            poke(counts, n + 3, n3)
             if _COMPRESS:
-                _sort_vector(ids, codes, m, filler, flat, i * room, borders, i)
+                _sort_vector(ids, codes, m, filler, events, at, borders, i << 4)
             else:
-                _sort_scalar(ids, codes, m, filler, flat, i * room, borders, i)
+                _sort_scalar(ids, codes, m, filler, events, at, borders, i << 4)
+            at += room
+            i += 1
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def merge_neighbours(
-    near, near_borders, near_counts, height, width, inputs, lo, hi, events, borders, counts
-):
+    near: Lists, height: int, width: int, inputs: int, lo: int, hi: int, lists: Lists
+) -> None:
     """Merge the lists of each pixel's 3x3 neighbourhood, for a convolution with a silent border.
 
     Args:
-        near: Lists of single pixels, uint16 [B * height * width, capacity], odd groups left odd.
-        near_borders: Their groups.
-        near_counts: Their numbers.
+        near: Lists of all pixels for themselves, odd groups left odd.
         height: Pixels along y.
         width: Pixels along x.
         inputs: Rows of weights for each of the nine taps.
         lo: First pixel.
         hi: One past the last.
-        events: Filled: uint16 [hi - lo, capacity], rows of weights by groups of even length; the
-            row of zeros, behind the last, fills up.
-        borders: Filled: int32 [hi - lo, 16].
-        counts: Filled: int32 [hi - lo, 4], spikes in sight of the pixel at each step.
+        lists: Filled for pixels lo ... hi - 1, groups of even length.
     """
-    near_room, room = near.shape[1], events.shape[1]
-    flat_near, flat = near.reshape(-1), events.reshape(-1)
-    flat_borders = near_borders.reshape(-1)
-    block = 16
-    for task in prange((hi - lo + block - 1) // block):
-        sources = np.empty(9, np.int64)
+    near_room, room = near.events.shape[1], lists.events.shape[1]
+    first = np.arange(lo, hi, BLOCK)
+    tasks = flat([first % width, first // width % height, first, (first - lo) * room])
+    place = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    _merge_tasks(
+        tasks, place, place * near_room, np.arange(10) * inputs, lo,
+        strides(len(near.events), near_room), near.events.reshape(-1), near.borders.reshape(-1),
+        near.counts.reshape(-1), height, width, hi, lists.events.reshape(-1), room,
+        lists.borders.reshape(-1), lists.counts.reshape(-1),
+    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _merge_tasks(
+    tasks, places, jumps, tap_rows, lo, near_starts, near, near_borders, near_counts, height, width,
+    hi, events, room, borders, counts,
+):  # fmt: skip
+    for task in prange(tasks.size >> SCHEDULE_ROW):
+        plan = task << SCHEDULE_ROW
+        x, y = peek(tasks, plan), peek(tasks, plan + 1)
+        pixel, begin = peek(tasks, plan + 2), peek(tasks, plan + 3)
+        last = min(pixel + BLOCK, hi)
+        border = np.empty(9, np.int64)  # of the taps in sight: where their groups' borders stand
+        starts = np.empty(9, np.int64)  # where their next group begins
+        origins = np.empty(9, np.int64)  # where their lists begin
         rows = np.empty(9, np.int64)
-        starts = np.empty(9, np.int64)
-        for i in range(task * block, min((task + 1) * block, hi - lo)):
-            pixel = lo + i
-            y, x = (pixel // width) % height, pixel % width
+        while pixel < last:
+            own = peek(near_starts, pixel << SCHEDULE_ROW)
             taps = 0
             n0 = n1 = n2 = n3 = 0
-            row = 0
+            tap = 0
             for dy in range(-1, 2):
                 for dx in range(-1, 2):
                     if 0 <= y + dy < height and 0 <= x + dx < width:
-                        source = pixel + dy * width + dx
-                        sources[taps], rows[taps] = source, row
-                        starts[taps] = source * near_room
+                        source = pixel + peek(places, tap)
+                        poke(border, taps, (source << 4) + 1)
+                        poke(starts, taps, own + peek(jumps, tap))
+                        poke(origins, taps, own + peek(jumps, tap))
+                        poke(rows, taps, peek(tap_rows, tap))
                         taps += 1
-                        n0 += near_counts[source, 0]
-                        n1 += near_counts[source, 1]
-                        n2 += near_counts[source, 2]
-                        n3 += near_counts[source, 3]
-                    row += inputs
-            counts[i, 0], counts[i, 1], counts[i, 2], counts[i, 3] = n0, n1, n2, n3
-            begin = at = i * room
-            borders[i, 0] = 0
+                        n = source << 2
+                        n0 += peek(near_counts, n)
+                        n1 += peek(near_counts, n + 1)
+                        n2 += peek(near_counts, n + 2)
+                        n3 += peek(near_counts, n + 3)
+                    tap += 1
+            i = pixel - lo
+            n = i << 2
+            poke(counts, n, n0)
+            poke(counts, n + 1, n1)
+            poke(counts, n + 2, n2)
+            poke(counts, n + 3, n3)
+            at = begin
+            n = i << 4
+            poke(borders, n, 0)
             for place in range(15):
                 first = at
-                for tap in range(taps):
-                    source = peek(sources, tap)
+                tap = 0
+                while tap < taps:
                     j = peek(starts, tap)
-                    end = source * near_room + peek(flat_borders, source * 16 + place + 1)
-                    starts[tap] = end
+                    end = peek(origins, tap) + peek(near_borders, peek(border, tap) + place)
+                    poke(starts, tap, end)
                     shift = splat_i16(peek(rows, tap))
-                    store(flat, at, load_i16(flat_near, j) + shift)  # rarely more than this
+                    store(events, at, load_i16(near, j) + shift)  # rarely more than this
                     number = end - j
                     while number > 32:
                         at += 32
                         j += 32
                         number -= 32
-                        store(flat, at, load_i16(flat_near, j) + shift)
+                        store(events, at, load_i16(near, j) + shift)
                     at += number
+                    tap += 1
                 if (at - first) & 1:
-                    flat[at] = row
+                    poke(events, at, peek(tap_rows, 9))
                     at += 1
-                borders[i, place + 1] = at - begin
+                poke(borders, n + place + 1, at - begin)
+            begin += room
+            pixel += 1
+            x += 1
+            if x == width:
+                x = 0
+                y += 1
+                if y == height:
+                    y = 0
 
 
 def list_events(
@@ -281,4 +344,4 @@ def list_events(
         return
     if lo == 0:
         list_pixels(words, 0, len(words), -1, *near)
-    merge_neighbours(*near, height, width, inputs, lo, hi, *lists)
+    merge_neighbours(near, height, width, inputs, lo, hi, lists)

@@ -7,6 +7,8 @@ added to: twice the total plus the sums that the plane's bits select.
 
 # mypy: disable-error-code="no-untyped-def"
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
@@ -14,16 +16,20 @@ from numpy.typing import NDArray
 from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.plan import Integers
+from spikedriven.engine.schedule import ROW, flat
 from spikedriven.engine.simd import (
     high_half,
     load_i16,
     load_i32,
     low_half,
     peek,
+    poke,
     splat_i16,
     splat_i32,
     store,
 )
+
+Array = NDArray[Any]
 
 UNIT = 32
 """Output channels handled together."""
@@ -47,8 +53,7 @@ def lay_out(weight: Integers) -> NDArray[np.int16]:
     return table.reshape(channels * 3, 8, -1)
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def plane_offsets(images, outputs, offsets):
+def plane_offsets(images: NDArray[np.uint8], outputs: int, offsets: NDArray[np.uint16]) -> None:
     """Note, for each plane and pixel, where the sum of its row of three weights stands.
 
     Args:
@@ -58,25 +63,29 @@ def plane_offsets(images, outputs, offsets):
             pixel and its two neighbours in the row; 0 in the rows above and below the image.
     """
     m, channels, height, width = images.shape
+    offsets[:, :, 0] = offsets[:, :, -1] = 0
+    frame = np.arange(m * channels).repeat(height)
+    y = np.tile(np.arange(height), m * channels)
+    lines = flat([(frame * height + y) * width, (frame * (height + 2) + y + 1) * 8 * width])
+    _note_lines(lines, images.reshape(-1), width, outputs, offsets.reshape(-1))
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _note_lines(lines, pixels, width, outputs, offsets):
     left, middle = np.uint16(outputs), np.uint16(outputs + outputs)
     right = np.uint16(middle + middle)
-    for line in prange(m * channels * (height + 2)):
-        y = line % (height + 2)
-        c = (line // (height + 2)) % channels
-        image = line // ((height + 2) * channels)
+    for line in prange(lines.size >> ROW):
+        source, at = peek(lines, line << ROW), peek(lines, (line << ROW) + 1)
+        row = pixels[source : source + width]
         for bit in range(8):
-            out = offsets[image, c, y, bit]
-            if y == 0 or y == height + 1:
-                for x in range(width):
-                    out[x] = 0
-                continue
-            row = images[image, c, y - 1]
+            out = offsets[at : at + width]
             for x in range(width):
                 out[x] = middle if (row[x] >> bit) & 1 else 0
             for x in range(1, width):
                 out[x] += left if (row[x - 1] >> bit) & 1 else 0
             for x in range(width - 1):
                 out[x] += right if (row[x + 1] >> bit) & 1 else 0
+            at += width
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -140,19 +149,21 @@ def _membranes(v, resume, at):
     # None, or the membranes to resume from.
     zero = splat_i32(0)
     if v is not None and resume:
-        return load_i32(v.reshape(-1), at), load_i32(v.reshape(-1), at + 16)
+        return load_i32(v, at), load_i32(v, at + 16)
     return zero, zero
 
 
 @njit(forceinline=True, error_model="numpy")
 def _keep(v, at, membranes):
     if v is not None:
-        store(v.reshape(-1), at, membranes[0])
-        store(v.reshape(-1), at + 16, membranes[1])
+        store(v, at, membranes[0])
+        store(v, at + 16, membranes[1])
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def fire_image(offsets, table, bias, theta, leak, v, resume, images, steps, halves):
+def fire_image(
+    offsets: Array, table: Array, bias: Array, theta: Array, leak: Array | None, v: Array | None,
+    resume: bool, images: int, steps: int, halves: NDArray[np.uint32],
+) -> None:  # fmt: skip
     """Run the image layer and its neurons.
 
     Args:
@@ -170,51 +181,87 @@ def fire_image(offsets, table, bias, theta, leak, v, resume, images, steps, halv
     """
     channels, height, width = offsets.shape[1], offsets.shape[2] - 2, offsets.shape[4]
     outputs = table.shape[2]
-    flat_table, flat_bias, flat = table.reshape(-1), bias.reshape(-1), offsets.reshape(-1)
-    moving = offsets.shape[0] > images
+    sites, _, words = halves.shape[1:]
     line = 8 * width
-    plane = (height - 1) * line  # from the last of three rows to the next channel's first
     frame = channels * (height + 2) * line
-    for row in prange(images * height):
-        b, y = row // height, row % height
-        edge_y = (1 if y == 0 else 0) + (2 if y == height - 1 else 0)
-        top = b * frame + y * line + 7 * width
+    row = np.arange(images * height)
+    y, pixel = row % height, row * width
+    lines = flat(
+        [
+            row // height * frame + y * line + 7 * width,  # the highest plane of the row above
+            pixel * outputs,
+            pixel * 4 * words,
+            ((y == 0) + 2 * (y == height - 1)) * outputs,
+        ]
+    )
+    _fire_lines(
+        lines, offsets.reshape(-1), table.reshape(-1), bias.reshape(-1), theta, leak,
+        None if v is None else v.reshape(-1), resume, channels, width, outputs, line,
+        (height - 1) * line, images * frame if len(offsets) > images else 0, steps,
+        halves.reshape(-1), words, (sites - 1) * 4 * words,
+    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _fire_lines(
+    lines, offsets, table, bias, theta, leak, v, resume, channels, width, outputs, line, plane,
+    moment, steps, halves, words, group,
+):  # fmt: skip
+    # `moment` leads to the next step's image, 0 where it stays the same; `group` skips the other
+    # pixels' words to the next four steps.
+    for row in prange(lines.size >> ROW):
+        plan = row << ROW
+        begin, site = peek(lines, plan), peek(lines, plan + 1)
+        word, edge_y = peek(lines, plan + 2), peek(lines, plan + 3)
         for x in range(width):
-            pixel = row * width + x
-            edge = (edge_y + (4 if x == 0 else 0) + (8 if x == width - 1 else 0)) * outputs
-            at = pixel * outputs
+            edge = edge_y
+            if x == 0:
+                edge += outputs << 2
+            if x == width - 1:
+                edge += outputs << 3
             q = 0
             while q + 96 <= outputs:
-                v0 = _membranes(v, resume, at + q)
-                v1 = _membranes(v, resume, at + q + 32)
-                v2 = _membranes(v, resume, at + q + 64)
-                i0, i1, i2 = _current_96(
-                    flat_table, q, outputs, flat, top + x, channels, line, plane
-                )
-                begin = top + x
+                v0 = _membranes(v, resume, site + q)
+                v1 = _membranes(v, resume, site + q + 32)
+                v2 = _membranes(v, resume, site + q + 64)
+                at = begin
+                i0, i1, i2 = _current_96(table, q, outputs, offsets, at, channels, line, plane)
+                out = word + (q >> 5)
                 for t in range(steps):
-                    if moving and t > 0:
-                        begin += images * frame
+                    if moment > 0 and t > 0:
+                        at += moment
                         i0, i1, i2 = _current_96(
-                            flat_table, q, outputs, flat, begin, channels, line, plane
+                            table, q, outputs, offsets, at, channels, line, plane
                         )
-                    out = halves[t >> 2, pixel, t & 3]
-                    out[q >> 5], v0 = _fire_32(i0, flat_bias, edge, theta, q, leak, v0)
-                    out[(q >> 5) + 1], v1 = _fire_32(i1, flat_bias, edge, theta, q + 32, leak, v1)
-                    out[(q >> 5) + 2], v2 = _fire_32(i2, flat_bias, edge, theta, q + 64, leak, v2)
-                _keep(v, at + q, v0)
-                _keep(v, at + q + 32, v1)
-                _keep(v, at + q + 64, v2)
+                    w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
+                    w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
+                    w2, v2 = _fire_32(i2, bias, edge, theta, q + 64, leak, v2)
+                    poke(halves, out, w0)
+                    poke(halves, out + 1, w1)
+                    poke(halves, out + 2, w2)
+                    out += words
+                    if t & 3 == 3:
+                        out += group
+                _keep(v, site + q, v0)
+                _keep(v, site + q + 32, v1)
+                _keep(v, site + q + 64, v2)
                 q += 96
             while q < outputs:
-                v0 = _membranes(v, resume, at + q)
-                i0 = _current_32(flat_table, q, outputs, flat, top + x, channels, line, plane)
-                begin = top + x
+                v0 = _membranes(v, resume, site + q)
+                at = begin
+                i0 = _current_32(table, q, outputs, offsets, at, channels, line, plane)
+                out = word + (q >> 5)
                 for t in range(steps):
-                    if moving and t > 0:
-                        begin += images * frame
-                        i0 = _current_32(flat_table, q, outputs, flat, begin, channels, line, plane)
-                    out = halves[t >> 2, pixel, t & 3]
-                    out[q >> 5], v0 = _fire_32(i0, flat_bias, edge, theta, q, leak, v0)
-                _keep(v, at + q, v0)
+                    if moment > 0 and t > 0:
+                        at += moment
+                        i0 = _current_32(table, q, outputs, offsets, at, channels, line, plane)
+                    w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
+                    poke(halves, out, w0)
+                    out += words
+                    if t & 3 == 3:
+                        out += group
+                _keep(v, site + q, v0)
                 q += 32
+            begin += 1
+            site += outputs
+            word += words << 2

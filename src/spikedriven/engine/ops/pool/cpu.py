@@ -2,16 +2,22 @@
 
 # mypy: disable-error-code="no-untyped-def"
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
+from numpy.typing import NDArray
 
-from spikedriven.engine.bits import WORD
+from spikedriven.engine.bits import Words
 from spikedriven.engine.ops.neuron.cpu import fire_16
-from spikedriven.engine.simd import at_least, load_i32, select, splat_i32, store
+from spikedriven.engine.schedule import ROW, flat
+from spikedriven.engine.simd import at_least, load_i32, peek, select, splat_i32, store
+
+Array = NDArray[Any]
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def pool_spikes(words, height, width, stride, out):
+def pool_spikes(words: Words, height: int, width: int, stride: int, out: Words) -> None:
     """OR over 3x3 pixels.
 
     Args:
@@ -21,29 +27,53 @@ def pool_spikes(words, height, width, stride, out):
         stride: 2 to halve the image (both sides even), 1 to dilate it.
         out: Filled, uint64 [B * (height / stride) * (width / stride), 4, P].
     """
-    size = words.shape[1] * words.shape[2]
-    source = words.reshape(words.shape[0], size)
-    target = out.reshape(out.shape[0], size)
-    high, wide = height // stride, width // stride
-    for line in prange(out.shape[0] // wide):
-        b, y = line // high, line % high
-        top = max(0, stride * y - 1)
-        bottom = min(height - 1, stride * y + 1)
-        for x in range(wide):
-            at = line * wide + x
-            for q in range(size):
-                target[at, q] = 0
-            for yy in range(top, bottom + 1):
-                for xx in range(max(0, stride * x - 1), min(width - 1, stride * x + 1) + 1):
-                    seen = (b * height + yy) * width + xx
-                    for q in range(size):
-                        target[at, q] |= source[seen, q]
+    size = words[0].size
+    lines = _lines(len(out), height, width, stride, size)
+    _pool(lines, words.reshape(-1), width, stride, size, width * size, out.reshape(-1))
+
+
+@lru_cache(maxsize=64)
+def _lines(sites: int, height: int, width: int, stride: int, size: int) -> NDArray[np.int64]:
+    """Return per line of the result: pixel, place, middle source line, line above?, below?"""
+    wide, high = width // stride, height // stride
+    line = np.arange(sites // wide)
+    image, y = line // high, line % high * stride
+    pixel = line * wide
+    source = (image * height + y) * width * size
+    inside = (y > 0).astype(np.int64), (y < height - 1).astype(np.int64)
+    return flat([pixel, pixel * size, source, *inside])
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _pool(lines, words, width, stride, size, row, out):
+    step = size << (stride - 1)
+    for line in prange(lines.size >> ROW):
+        plan = line << ROW
+        to, middle = peek(lines, plan + 1), peek(lines, plan + 2)
+        above, below = peek(lines, plan + 3), peek(lines, plan + 4)
+        x = 0
+        while x < width:
+            target = out[to : to + size]
+            for q in range(size):
+                target[q] = 0
+            at = middle - row if above else middle
+            for _ in range(1 + above + below):
+                here = at - size if x > 0 else at
+                for _ in range(1 + (x > 0) + (x < width - 1)):
+                    source = words[here : here + size]
+                    for q in range(size):
+                        target[q] |= source[q]
+                    here += size
+                at += row
+            x += stride
+            to += size
+            middle += step
+
+
 def pool_membranes(
-    currents, height, width, stream, theta, leak, v, resume, words, steps
-):  # fmt: skip
+    currents: Array, height: int, width: int, stream: Array, theta: Array,
+    leak: Array | None, v: Array | None, resume: bool, words: Words, steps: int,
+) -> None:  # fmt: skip
     """Take the maximum over 3x3 pixels at every second one: the stream begins; fire on it.
 
     Args:
@@ -58,64 +88,106 @@ def pool_membranes(
         words: Filled, uint64 [n, 4, C / 64].
         steps: How many of the four steps are real; the others stay silent.
     """
-    channels = currents.shape[2]
-    flat = currents.reshape(-1)
-    flat_stream = stream.reshape(-1)
-    high, wide = height // 2, width // 2
-    for line in prange(stream.shape[0] // wide):
-        b, y = line // high, line % high
-        top = max(0, 2 * y - 1)
-        for x in range(wide):
-            at = line * wide + x
-            for t in range(4):
-                for p in range(channels // WORD):
-                    words[at, t, p] = 0
+    size, channels = currents[0].size, currents.shape[2]
+    lines = _lines(len(stream), height, width, 2, size)
+    words[...] = 0
+    membranes = None if v is None else v.reshape(-1)
+    _pool_membranes(
+        lines, currents.reshape(-1), width, size, width * size, channels, stream.reshape(-1), theta,
+        leak, membranes, resume, words.reshape(-1), steps,
+    )  # fmt: skip
+
+
+@njit(forceinline=True)
+def _larger(x, y):
+    return select(at_least(x, y), x, y)
+
+
+@njit(forceinline=True)
+def _largest_of_line(currents, at, size, left, right):
+    most = load_i32(currents, at)
+    if left:
+        most = _larger(most, load_i32(currents, at - size))
+    if right:
+        most = _larger(most, load_i32(currents, at + size))
+    return most
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _pool_membranes(
+    lines, currents, width, size, row, channels, stream, theta, leak, v, resume, words, steps
+):
+    panels = channels >> 6
+    for line in prange(lines.size >> ROW):
+        plan = line << ROW
+        to, middle = peek(lines, plan + 1), peek(lines, plan + 2)
+        above, below = peek(lines, plan + 3), peek(lines, plan + 4)
+        site, word = to >> 2, to >> 6
+        x = 0
+        while x < width:
+            left, right = x > 0, x < width - 1
             for c in range(0, channels, 16):
                 u = splat_i32(0)
                 if v is not None and resume:
-                    u = load_i32(v.reshape(-1), at * channels + c)
-                for t in range(steps):
-                    here = ((b * height + 2 * y) * width + 2 * x) * 4 + t
-                    most = load_i32(flat, here * channels + c)
-                    for yy in range(top, 2 * y + 2):
-                        for xx in range(max(0, 2 * x - 1), 2 * x + 2):
-                            seen = ((b * height + yy) * width + xx) * 4 + t
-                            other = load_i32(flat, seen * channels + c)
-                            most = select(at_least(most, other), most, other)
-                    store(flat_stream, (at * 4 + t) * channels + c, most)
-                    u, bits = fire_16(most, u, load_i32(theta, c), leak)
-                    words[at, t, c // WORD] |= bits << np.uint64(c % WORD)
+                    u = load_i32(v, site + c)
+                step = c
+                bit = word + (c >> 6)
+                for t in range(4):
+                    if t < steps:
+                        at = middle + step
+                        most = _largest_of_line(currents, at, size, left, right)
+                        if above:
+                            line_above = _largest_of_line(currents, at - row, size, left, right)
+                            most = _larger(most, line_above)
+                        if below:
+                            line_below = _largest_of_line(currents, at + row, size, left, right)
+                            most = _larger(most, line_below)
+                        store(stream, to + step, most)
+                        u, bits = fire_16(most, u, load_i32(theta, c), leak)
+                        words[bit] |= bits << np.uint64(c & 63)
+                        step += channels
+                        bit += panels
                 if v is not None:
-                    store(v.reshape(-1), at * channels + c, u)
+                    store(v, site + c, u)
+            x += 2
+            to += size
+            site += channels
+            word += panels << 2
+            middle += size + size
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def dilate_channels(words, first, last):
+def dilate_channels(words: Words, first: Words, last: Words) -> None:
     """Dilate by one channel to either side within its head, in place.
 
     Args:
-        words: uint64 [..., P], flattened to [m, P].
+        words: uint64 [m, P].
         first: uint64 [P], the bits of the heads' first channels.
         last: uint64 [P], the bits of the heads' last channels.
     """
+    _dilate_channels(words.reshape(-1), first, last)
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _dilate_channels(words, first, last):
     one, top = np.uint64(1), np.uint64(63)
-    for i in range(words.shape[0]):
+    panels = first.size
+    for begin in range(0, words.size, panels):
+        row = words[begin : begin + panels]
         before = np.uint64(0)  # the word below, undilated
-        for p in range(words.shape[1]):
-            word = words[i, p]
+        for p in range(panels):
+            word = row[p]
             above = np.uint64(0)
-            if p + 1 < words.shape[1]:
-                above = words[i, p + 1] & ~first[p + 1]
+            if p + 1 < panels:
+                above = row[p + 1] & ~first[p + 1]
             up = (word & ~last[p]) << one
             if p > 0:
                 up |= (before & ~last[p - 1]) >> top
             down = ((word & ~first[p]) >> one) | (above << top)
-            words[i, p] = word | up | down
+            row[p] = word | up | down
             before = word
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def dilate_tokens(words, tokens, out):
+def dilate_tokens(words: Words, tokens: int, out: Words) -> None:
     """OR over each token and its two neighbours in raster order, image by image.
 
     Args:
@@ -123,13 +195,24 @@ def dilate_tokens(words, tokens, out):
         tokens: Tokens of an image.
         out: Filled, of the same shape.
     """
-    for n in range(words.shape[0]):
-        place = n % tokens
-        for t in range(words.shape[1]):
-            for p in range(words.shape[2]):
-                word = words[n, t, p]
-                if place > 0:
-                    word |= words[n - 1, t, p]
-                if place < tokens - 1:
-                    word |= words[n + 1, t, p]
-                out[n, t, p] = word
+    _dilate_tokens(words.reshape(-1), tokens, words[0].size, out.reshape(-1))
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _dilate_tokens(words, tokens, size, out):
+    place = 0
+    for at in range(0, words.size, size):
+        own, target = words[at : at + size], out[at : at + size]
+        for q in range(size):
+            target[q] = own[q]
+        if place > 0:
+            before = words[at - size : at]
+            for q in range(size):
+                target[q] |= before[q]
+        place += 1
+        if place < tokens:
+            after = words[at + size : at + size + size]
+            for q in range(size):
+                target[q] |= after[q]
+        else:
+            place = 0

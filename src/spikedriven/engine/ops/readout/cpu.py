@@ -2,12 +2,16 @@
 
 # mypy: disable-error-code="no-untyped-def"
 
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def sum_tokens(stream, tokens, sums):
+def sum_tokens(stream: Array, tokens: int, sums: Array) -> None:
     """Add up the stream over the tokens of an image.
 
     Args:
@@ -15,47 +19,61 @@ def sum_tokens(stream, tokens, sums):
         tokens: Tokens of an image.
         sums: Filled, int64 [B, 4, C].
     """
-    size = stream.shape[1] * stream.shape[2]
-    source = stream.reshape(stream.shape[0], size)
-    target = sums.reshape(sums.shape[0], size)
-    for b in range(target.shape[0]):
-        total = target[b]
-        for c in range(size):
-            total[c] = 0
-        for n in range(b * tokens, (b + 1) * tokens):
-            row = source[n]
-            for c in range(size):
-                total[c] += row[c]
+    sums[...] = 0
+    _sum(stream.reshape(-1), tokens, sums[0].size, sums.reshape(-1))
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def fire_sums(sums, theta, leak, v, spikes, steps):
+def _sum(stream, tokens, size, sums):
+    at = 0
+    for image in range(0, sums.size, size):
+        total = sums[image : image + size]
+        for _ in range(tokens):
+            row = stream[at : at + size]
+            for c in range(size):
+                total[c] += row[c]
+            at += size
+
+
+def fire_sums(sums: Array, theta: Array, leak: Array, v: Array, spikes: Array, steps: int) -> None:
     """Fire on the sums: the neuron of `ops/neuron/reference.py` in 64 bits.
 
     Args:
         sums: int64 [B, 4, C].
         theta: int64 [C], thresholds times tokens.
         leak: int64, 1/tau as shifts to the right.
-        v: Membranes, int64 [B, C], read and written back.
-        spikes: Filled, bool [B, 4, C].
+        v: Membranes, int64 [B, D], read and written back; D is at most C.
+        spikes: Filled, bool [B, 4, D].
         steps: How many of the four steps are real.
     """
-    for b in range(sums.shape[0]):
-        for t in range(steps):
-            for c in range(theta.size):
-                gap = sums[b, t, c] - v[b, c]
-                share = np.int64(0)
-                for digit in range(leak.size):
-                    share += gap >> leak[digit]
-                u = v[b, c] + share
-                fired = u >= theta[c]
-                spikes[b, t, c] = fired
-                v[b, c] = 0 if fired else u
+    _fire(
+        sums.reshape(-1), sums.shape[2], theta, leak, v.reshape(-1), spikes.reshape(-1), v.shape[1],
+        steps,
+    )  # fmt: skip
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def add_classes(spikes, weight, bias, scores, steps):
-    """Add the row of each channel that fired to the scores.
+def _fire(sums, padded, theta, leak, v, spikes, channels, steps):
+    at = out = 0
+    for image in range(0, v.size, channels):
+        membrane = v[image : image + channels]
+        for t in range(4):
+            if t < steps:
+                total, fired = sums[at : at + padded], spikes[out : out + channels]
+                for c in range(channels):
+                    gap = total[c] - membrane[c]
+                    share = np.int64(0)
+                    for digit in range(leak.size):
+                        share += gap >> leak[digit]
+                    u = membrane[c] + share
+                    fired[c] = u >= theta[c]
+                    membrane[c] = 0 if fired[c] else u
+            at += padded
+            out += channels
+
+
+def add_classes(spikes: Array, weight: Array, bias: Array, scores: Array, steps: int) -> None:
+    """Add the row of each channel that fired to the scores; a row is read once for all steps.
 
     Args:
         spikes: bool [B, 4, D].
@@ -64,13 +82,26 @@ def add_classes(spikes, weight, bias, scores, steps):
         scores: Filled, int64 [4, B, K].
         steps: How many of the four steps are real.
     """
-    for b in range(spikes.shape[0]):
-        for t in range(steps):
-            total = scores[t, b]
-            for k in range(bias.size):
-                total[k] = bias[k]
-            for c in range(weight.shape[0]):
-                if spikes[b, t, c]:
-                    row = weight[c]
-                    for k in range(bias.size):
-                        total[k] += row[k]
+    total = np.empty((steps, len(bias)), np.int64)
+    for b in range(len(spikes)):
+        total[...] = bias
+        _add(spikes[b].reshape(-1), weight.reshape(-1), total.reshape(-1), len(bias), steps)
+        scores[:steps, b] = total
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _add(spikes, weight, total, classes, steps):
+    channels = spikes.size >> 2
+    at = 0
+    for c in range(channels):
+        row = weight[at : at + classes]
+        spike = c
+        out = 0
+        for _ in range(steps):
+            if spikes[spike]:
+                score = total[out : out + classes]
+                for k in range(classes):
+                    score[k] += row[k]
+            spike += channels
+            out += classes
+        at += classes

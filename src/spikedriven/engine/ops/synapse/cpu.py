@@ -10,12 +10,15 @@ them positive, and what that added is taken off once per pixel. All sums wrap ar
 
 # mypy: disable-error-code="no-untyped-def"
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import WORD, words_for
+from spikedriven.engine.bits import GROUP, WORD, Words, words_for
 from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.plan import Integers
@@ -31,6 +34,7 @@ from spikedriven.engine.simd import (
     load_two,
     low_half,
     peek,
+    poke,
     prefetch,
     select,
     shift_left,
@@ -42,6 +46,8 @@ from spikedriven.engine.simd import (
 
 OFFSET = {np.dtype(np.int8): 64, np.dtype(np.int16): 16384}
 """What is added to even elements; a weight's magnitude must stay below it."""
+
+Array = NDArray[Any]
 
 NEVER = np.iinfo(np.int32).max
 """Threshold of a channel that is only padding."""
@@ -238,11 +244,11 @@ def _widened_typed(sums, count):
 
 
 @njit(forceinline=True, error_model="numpy")
-def _fetch_ahead(rows, base, size, i, pixels):
+def _fetch_ahead(rows, at, end):
     # Bring a pixel's share of the next panel near: its rows will be wanted in no order.
-    share = (size // pixels) & ~63
-    for at in range(base + size + i * share, base + size + (i + 1) * share + 64, 64):
+    while at < end:
         prefetch(rows, at)
+        at += WORD
 
 
 # ------------------------------------------------------------------ what follows the sums
@@ -292,18 +298,45 @@ def _silent_64():
     return zero, zero, zero, zero
 
 
-@njit(forceinline=True)
-def _task(task, panels, pixels, block):
-    # Tasks that follow one another share a panel of weights.
-    blocks = (pixels + block - 1) // block
-    first = (task % blocks) * block
-    return task // blocks, first, min(first + block, pixels)
+# ------------------------------------------------------------------ who does what
+
+_PANEL, _LIST, _PIXELS, _BASE, _EVENTS, _AHEAD, _WORDS, _SITES, _STREAM = range(9)
+"""Columns of a schedule: first channel, first list, lists; then flat places of the first row of
+weights, list of events, rows to fetch, word, membrane and value of the stream."""
+_COLUMNS = 16
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@lru_cache(maxsize=4096)
+def _schedule(
+    panels: int, panel_size: int, room: int, lo: int, pixels: int, block: int
+) -> tuple[NDArray[np.int64], int]:
+    """Return the tasks [tasks, 16], and each pixel's share of a panel in elements.
+
+    All products of sizes are made here, once, so that the kernels have none. Tasks that follow one
+    another share a panel of weights.
+    """
+    first = np.arange(0, pixels, block)
+    p, first = (axis.ravel() for axis in np.meshgrid(np.arange(panels), first, indexing="ij"))
+    share = -(-panel_size // (pixels * WORD)) * WORD
+    tasks = np.zeros((len(p), _COLUMNS), np.int64)
+    tasks[:, _PANEL] = p * WORD
+    tasks[:, _LIST] = first
+    tasks[:, _PIXELS] = np.minimum(block, pixels - first)
+    tasks[:, _BASE] = p * panel_size
+    tasks[:, _EVENTS] = first * room
+    # Behind the last panel there is nothing to fetch.
+    tasks[:, _AHEAD] = np.where(p + 1 < panels, (p + 1) * panel_size + first * share, -1)
+    tasks[:, _WORDS] = (lo + first) * GROUP * panels + p
+    tasks[:, _SITES] = ((lo + first) * panels + p) * WORD
+    tasks[:, _STREAM] = (lo + first) * GROUP * panels * WORD + p * WORD
+    return tasks, share
+
+
 def fire_layer(
-    rows, events, borders, counts, bias, theta, leak, up, v, resume, words, lo, pixels, steps, block
-):
+    rows: Array, events: Array, borders: Array, counts: Array, bias: Array, theta: Array,
+    leak: Array | None, up: int, v: Array | None, resume: bool, words: Words, lo: int, pixels: int,
+    steps: int, block: int,
+) -> None:  # fmt: skip
     """Add the events' rows, then fire: packed spikes into `words`.
 
     Args:
@@ -323,46 +356,75 @@ def fire_layer(
         steps: How many of the four steps are real, 1 ... 4; the others stay silent.
         block: Pixels of a task.
     """
-    panels = words.shape[2]
-    room = events.shape[1]
-    flat_events = events.reshape(-1)
-    flat_rows = rows.reshape(-1)
-    flat_borders = borders.reshape(-1)
-    for task in prange(panels * ((pixels + block - 1) // block)):
-        p, first, last = _task(task, panels, pixels, block)
-        base = p * rows.shape[1] * WORD
-        c = p * WORD
-        for i in range(first, last):
-            if p + 1 < panels:
-                _fetch_ahead(flat_rows, base, rows.shape[1] * WORD, i, pixels)
-            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, flat_borders, 16 * i)
-            at = ((lo + i) * panels + p) * WORD
+    panels, panel_size = words.shape[2], rows.shape[1] * WORD
+    tasks, share = _schedule(panels, panel_size, events.shape[1], lo, pixels, block)
+    _fire_tasks(
+        tasks, share, rows.reshape(-1), events.reshape(-1), events.shape[1], borders.reshape(-1),
+        counts.reshape(-1), bias, theta, leak, up, None if v is None else v.reshape(-1), resume,
+        words.reshape(-1), panels, steps,
+    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _fire_tasks(
+    tasks, share, rows, events, room, borders, counts, bias, theta, leak, up, v, resume, words,
+    panels, steps,
+):  # fmt: skip
+    flat_tasks = tasks.reshape(-1)
+    word_1 = panels
+    word_2 = word_1 + panels
+    word_3 = word_2 + panels
+    sites = panels << 6
+    for task in prange(tasks.shape[0]):
+        plan = task << 4
+        c, i = peek(flat_tasks, plan + _PANEL), peek(flat_tasks, plan + _LIST)
+        base = peek(flat_tasks, plan + _BASE)
+        start = peek(flat_tasks, plan + _EVENTS)
+        ahead = peek(flat_tasks, plan + _AHEAD)
+        out = peek(flat_tasks, plan + _WORDS)
+        at = peek(flat_tasks, plan + _SITES)
+        end = i + peek(flat_tasks, plan + _PIXELS)
+        while i < end:
+            if ahead >= 0:
+                _fetch_ahead(rows, ahead, ahead + share)
+                ahead += share
+            s0, s1, s2, s3 = _gather(rows, base, events, start, borders, i << 4)
+            n = i << 2
             u = _silent_64()
             if v is not None and resume:
-                u = _load_64(v.reshape(-1), at)
+                u = _load_64(v, at)
             w1 = w2 = w3 = np.uint64(0)
-            w0, u = _fire_64(_widened(s0, counts[i, 0]), up, bias, theta, leak, c, u)
+            w0, u = _fire_64(_widened(s0, peek(counts, n)), up, bias, theta, leak, c, u)
             if steps > 1:
-                w1, u = _fire_64(_widened(s1, counts[i, 1]), up, bias, theta, leak, c, u)
+                w1, u = _fire_64(_widened(s1, peek(counts, n + 1)), up, bias, theta, leak, c, u)
             if steps > 2:
-                w2, u = _fire_64(_widened(s2, counts[i, 2]), up, bias, theta, leak, c, u)
+                w2, u = _fire_64(_widened(s2, peek(counts, n + 2)), up, bias, theta, leak, c, u)
             if steps > 3:
-                w3, u = _fire_64(_widened(s3, counts[i, 3]), up, bias, theta, leak, c, u)
+                w3, u = _fire_64(_widened(s3, peek(counts, n + 3)), up, bias, theta, leak, c, u)
             if v is not None:
-                _store_64(v.reshape(-1), at, u)
-            words[lo + i, 0, p], words[lo + i, 1, p] = w0, w1
-            words[lo + i, 2, p], words[lo + i, 3, p] = w2, w3
+                _store_64(v, at, u)
+            poke(words, out, w0)
+            poke(words, out + word_1, w1)
+            poke(words, out + word_2, w2)
+            poke(words, out + word_3, w3)
+            i += 1
+            start += room
+            at += sites
+            out += word_3 + panels
 
 
 @njit(forceinline=True)
 def _scaled_16(x, digits, channels, c, bias, down):
     # (x * gain + bias) >> down by shifts and additions; `digits` as `gain_digits` returns them.
     y = shift_left(x, 2)
-    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, channels + c))
+    second = c + channels
+    third = second + channels
+    fourth = third + channels
+    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, second))
     one = splat_i32(1)
-    y = select(equal(load_i32(digits, 2 * channels + c), one), shift_left(y, 4), y)
-    y = select(equal(load_i32(digits, 3 * channels + c), one), shift_left(y, 2), y)
-    y = select(equal(load_i32(digits, 4 * channels + c), one), shift_left(y, 1), y)
+    y = select(equal(load_i32(digits, third), one), shift_left(y, 4), y)
+    y = select(equal(load_i32(digits, fourth), one), shift_left(y, 2), y)
+    y = select(equal(load_i32(digits, fourth + channels), one), shift_left(y, 1), y)
     return shift_right(y + load_i32(bias, c), down)
 
 
@@ -397,11 +459,11 @@ def _fire_stream(y, theta, leak, c, v):
     return _in_one_word(b0, b1, b2, b3), (v0, v1, v2, v3)
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def stream_layer(
-    rows, events, borders, counts, digits, bias, down, stream, begins, theta, leak, v, resume,
-    words, lo, pixels, steps, block,
-):  # fmt: skip
+    rows: Array, events: Array, borders: Array, counts: Array, digits: Array, bias: Array,
+    down: int, stream: Array, begins: bool, theta: Array | None, leak: Array | None,
+    v: Array | None, resume: bool, words: Words, lo: int, pixels: int, steps: int, block: int,
+) -> None:  # fmt: skip
     """Add the events' rows, put the current into the membrane stream, fire on the stream.
 
     Args:
@@ -424,44 +486,68 @@ def stream_layer(
         steps: How many of the four steps are real, 1 ... 4; the others stay silent.
         block: Pixels of a task.
     """
-    panels = rows.shape[0]
-    channels = panels * WORD
-    room = events.shape[1]
-    flat_events = events.reshape(-1)
-    flat_rows = rows.reshape(-1)
-    flat_borders = borders.reshape(-1)
-    flat_digits = digits.reshape(-1)
-    flat_stream = stream.reshape(-1)
-    for task in prange(panels * ((pixels + block - 1) // block)):
-        p, first, last = _task(task, panels, pixels, block)
-        base = p * rows.shape[1] * WORD
-        c = p * WORD
-        for i in range(first, last):
-            if p + 1 < panels:
-                _fetch_ahead(flat_rows, base, rows.shape[1] * WORD, i, pixels)
-            s0, s1, s2, s3 = _gather(flat_rows, base, flat_events, i * room, flat_borders, 16 * i)
-            at = ((lo + i) * panels + p) * WORD
-            to = (lo + i) * 4 * channels + c
+    panels, panel_size = rows.shape[0], rows.shape[1] * WORD
+    tasks, share = _schedule(panels, panel_size, events.shape[1], lo, pixels, block)
+    _stream_tasks(
+        tasks, share, rows.reshape(-1), events.reshape(-1), events.shape[1], borders.reshape(-1),
+        counts.reshape(-1), digits.reshape(-1), bias, down, stream.reshape(-1), begins, theta, leak,
+        None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
+    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _stream_tasks(
+    tasks, share, rows, events, room, borders, counts, digits, bias, down, stream, begins, theta,
+    leak, v, resume, words, panels, steps,
+):  # fmt: skip
+    flat_tasks = tasks.reshape(-1)
+    word_1 = panels
+    word_2 = word_1 + panels
+    word_3 = word_2 + panels
+    channels = panels << 6
+    for task in prange(tasks.shape[0]):
+        plan = task << 4
+        c, i = peek(flat_tasks, plan + _PANEL), peek(flat_tasks, plan + _LIST)
+        base = peek(flat_tasks, plan + _BASE)
+        start = peek(flat_tasks, plan + _EVENTS)
+        ahead = peek(flat_tasks, plan + _AHEAD)
+        out = peek(flat_tasks, plan + _WORDS)
+        at = peek(flat_tasks, plan + _SITES)
+        to = peek(flat_tasks, plan + _STREAM)
+        end = i + peek(flat_tasks, plan + _PIXELS)
+        while i < end:
+            if ahead >= 0:
+                _fetch_ahead(rows, ahead, ahead + share)
+                ahead += share
+            s0, s1, s2, s3 = _gather(rows, base, events, start, borders, i << 4)
+            n = i << 2
             u = _silent_64()
             if v is not None and resume:
-                u = _load_64(v.reshape(-1), at)
+                u = _load_64(v, at)
             w1 = w2 = w3 = np.uint64(0)
-            y = _scaled_64(_widened(s0, counts[i, 0]), flat_digits, channels, c, bias, down)
-            w0, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+            y = _scaled_64(_widened(s0, peek(counts, n)), digits, channels, c, bias, down)
+            w0, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+            to += channels
             if steps > 1:
-                y = _scaled_64(_widened(s1, counts[i, 1]), flat_digits, channels, c, bias, down)
-                to += channels
-                w1, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+                y = _scaled_64(_widened(s1, peek(counts, n + 1)), digits, channels, c, bias, down)
+                w1, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+            to += channels
             if steps > 2:
-                y = _scaled_64(_widened(s2, counts[i, 2]), flat_digits, channels, c, bias, down)
-                to += channels
-                w2, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+                y = _scaled_64(_widened(s2, peek(counts, n + 2)), digits, channels, c, bias, down)
+                w2, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+            to += channels
             if steps > 3:
-                y = _scaled_64(_widened(s3, counts[i, 3]), flat_digits, channels, c, bias, down)
-                to += channels
-                w3, u = _stream_step(y, flat_stream, to, begins, theta, leak, c, u)
+                y = _scaled_64(_widened(s3, peek(counts, n + 3)), digits, channels, c, bias, down)
+                w3, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+            to += channels
             if theta is not None:
                 if v is not None:
-                    _store_64(v.reshape(-1), at, u)
-                words[lo + i, 0, p], words[lo + i, 1, p] = w0, w1
-                words[lo + i, 2, p], words[lo + i, 3, p] = w2, w3
+                    _store_64(v, at, u)
+                poke(words, out, w0)
+                poke(words, out + word_1, w1)
+                poke(words, out + word_2, w2)
+                poke(words, out + word_3, w3)
+            i += 1
+            start += room
+            at += channels
+            out += word_3 + panels

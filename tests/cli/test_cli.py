@@ -101,6 +101,60 @@ def test_predict_as_text_gives_probabilities(run, image, capsys):
     assert capsys.readouterr().out.startswith(image)
 
 
+@pytest.fixture
+def program(run, tmp_path, capsys) -> str:
+    path = str(tmp_path / "net.spk")
+    assert main(["compile", run, "-o", path]) == 0
+    assert f"spikedriven run {path}" in capsys.readouterr().out
+    return path
+
+
+def test_a_compiled_program_says_what_its_run_says(run, program, image, capsys):
+    assert main(["run", program, image, "--json", "--top", "1"]) == 0
+    (compiled,) = json.loads(capsys.readouterr().out)
+    assert main(["predict", run, image, "--json", "--top", "1"]) == 0
+    (floats,) = json.loads(capsys.readouterr().out)
+    assert compiled["classes"] == floats["classes"]
+    assert compiled["probabilities"] == pytest.approx(floats["probabilities"], abs=0.05)
+
+
+def test_run_counts_additions_and_goes_on_after_an_unreadable_image(program, image, capsys):
+    assert main(["run", program, "/nowhere.png", image]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith(image)
+    assert "no multiplication" in captured.out
+    assert "1 of 2 images could not be read" in captured.err
+
+
+def test_bench_compares_answers_and_counts_additions(run, capsys):
+    assert main(["bench", "engine", run, "--images", "20", "--batch", "10", "--json"]) == 0
+    rows = {row["weights"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == {"float", "int16", "int8"}
+    assert rows["float"]["same_answers"] == 20
+    assert rows["int16"]["same_answers"] >= 19
+    assert rows["int8"]["additions_per_image"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["compile", "/nowhere"], "is no run"),
+        (["compile", "{run}", "--weights", "int4"], "int16 (faithful) or int8 (fast)"),
+        (["compile", "{run}", "-o", "/nowhere/net.spk"], "choose another folder"),
+        (["run", "/nowhere.spk", "x.png"], "spikedriven compile RUN -o FILE"),
+        (["run", "{image}", "x.png"], "must be a whole compiled program"),
+        (["run", "{program}", "{image}", "--threads", "0"], "threads is 0"),
+        (["run", "{program}", "{image}", "--top", "0"], "--top is 0"),
+        (["bench", "engine", "{run}", "--images", "0"], "at least 1"),
+        (["bench", "everything", "{run}"], "invalid choice"),
+        (["audit"], "pass --engine"),
+    ],
+)
+def test_the_engines_verbs_refuse_in_a_sentence(run, program, image, capsys, words, cure):
+    places = {"run": run, "program": program, "image": image}
+    assert cure in refused(capsys, *(word.format(**places) for word in words))
+
+
 def test_models_lists_exact_parameters(models):
     rows = {row["name"]: row for row in json.loads(models["json"])}
     assert rows["sdt_8_768"]["parameters"] == 66_339_144 - 64 * 8

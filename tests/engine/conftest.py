@@ -15,7 +15,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "src" / "spikedriven" / "engine"
-SHARED = ["simd.py", "bits.py", "plan.py", "ops/neuron/cpu.py", "ops/events/reference.py"]
+SHARED = [
+    "simd.py", "bits.py", "plan.py", "schedule.py", "ops/neuron/cpu.py", "ops/events/reference.py"
+]  # fmt: skip
 
 _version = hashlib.sha256(b"".join((ENGINE / name).read_bytes() for name in SHARED)).hexdigest()
 if "NUMBA_CACHE_DIR" not in os.environ:

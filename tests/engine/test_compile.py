@@ -27,6 +27,8 @@ INT32_SAFE = 1 << 30
 INT8_MOST = 63
 MOST_CLIPPED = 0.25
 """Share of int8 weights that a finer scale may cost their size."""
+LEAST_KEPT = 0.55
+"""Share of the largest weight that is left when it is clipped for the others' sake."""
 ROUNDING = 1e-9
 """Error of float64 where weights are folded in another order."""
 
@@ -42,10 +44,10 @@ def loud(model):
 
 
 def heavy(model):
-    """Make all weights a hundred times larger than they should be."""
+    """Make all weights twice as large: not far below the most that int8 can express."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data *= 100
+            module.weight.data *= 2
     return model
 
 
@@ -299,7 +301,28 @@ def test_nonsense_is_refused_in_words(settings, message):
 def test_a_bias_that_no_32_bits_hold_is_refused(weights):
     model = sd.SpikeDrivenTransformer(CONFIG).eval()
     model.blocks[0].mlp.contract.norm.bias.data[5] = 1e9
-    refused("blocks.0.mlp.contract could exceed 32 bits", model, weights)
+    refused("^blocks.0.mlp.contract could exceed 32 bits", model, weights)
+
+
+def test_weights_whose_sum_no_32_bits_hold_are_refused():
+    model = lively(CONFIG)
+    model.blocks[0].mlp.contract.norm.weight.data[3] *= 1e5
+    model.blocks[0].mlp.contract.norm.running_mean.zero_()  # the bias is small
+    refused("^blocks.0.mlp.contract could exceed 32 bits", model, "int16")
+
+
+@pytest.mark.parametrize("factor", [100, 1e5])
+def test_int8_weights_beyond_the_largest_gain_are_refused_or_kept(factor):
+    model = lively(CONFIG)
+    layer = model.blocks[0].mlp.contract
+    layer.norm.weight.data[3] *= factor
+    try:
+        steps = layers(sd.compile(model, "int8"), StreamStep)
+    except ConfigError:
+        return  # refused: that is well
+    (step,) = [step for step in steps if step.name == "blocks.0.mlp.contract"]
+    kept = np.abs(step.weight * units(step, layer)[0])[..., 3].max()
+    assert kept > LEAST_KEPT * np.abs(folded(layer)[0][..., 3]).max()
 
 
 @pytest.mark.parametrize("weights", ["int16", "int8"])

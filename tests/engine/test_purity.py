@@ -1,5 +1,7 @@
 """The audit of the machine code, on planted multiplications; then the engine's own kernels."""
 
+import platform
+
 import numpy as np
 import pytest
 from numba import njit, prange
@@ -11,6 +13,12 @@ FLOATS, INTEGERS = np.ones(64, np.float32), np.ones(64, np.int32)
 # Numba's runtime and libc: memory is filled and handed back. Their code was not inspected.
 # The last two take and give back a task's scratch memory.
 OUTSIDE = {"memset", "memcpy", "memmove", "NRT_MemInfo_alloc_aligned", "NRT_MemInfo_call_dtor"}
+
+# name of the processor -> what LLVM may use of it
+PROCESSORS = {
+    "haswell": "+sse4.2,+popcnt,+lzcnt,+bmi,+bmi2,+avx,+avx2,-avx512f",
+    "nehalem": "+sse4.2,+popcnt,-avx,-avx2,-avx512f",
+}
 
 
 def assembly_of(function, *arguments):
@@ -255,6 +263,12 @@ def test_a_function_called_before_the_loop_lies_outside():
     assert not multiplies_in_loops(CALLS.format(before="callq g", call="nop"))
 
 
+def test_a_register_calls_what_was_last_put_into_it():
+    before = "movabsq $g, %rax\n callq *%rax"
+    found = inspect_loops(CALLS.format(before=before, call="movabsq $memset, %rax\n callq *%rax"))
+    assert (found.multiplies, found.calls) == ((), ("memset",))
+
+
 def test_calls_that_leave_the_assembly_are_named():
     assert inspect_loops(CALLS.format(before="nop", call="callq memset@PLT")).calls == ("memset",)
     loaded = CALLS.format(before="movabsq $memset, %rax", call="callq *%rax")
@@ -308,3 +322,13 @@ def test_no_kernel_of_the_engine_multiplies_in_a_loop(kernels):
 def test_loops_call_nothing_that_was_not_read(kernels):
     outside = {name for kernel in kernels for name in kernel.calls}
     assert outside <= OUTSIDE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other names")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_nor_does_it_on_a_lesser_processor(processor, monkeypatch):
+    monkeypatch.setenv("NUMBA_CPU_NAME", processor)
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", PROCESSORS[processor])
+    found = [finding for kernel in audit_engine() for finding in kernel.findings]
+    assert not found, f"{len(found)} multiplications, among them {found[:3]}"

@@ -32,8 +32,10 @@ def run(options: Namespace) -> int:
             errors[path] = str(error)
     results = {}
     if images:
+        pixels = np.stack(list(images.values()))
+        program.run(pixels[:1], threads=options.threads)  # kernels are compiled on first use
         begin = time.perf_counter()
-        logits, stats = program.run(np.stack(list(images.values())), threads=options.threads)
+        logits, stats = program.run(pixels, threads=options.threads)
         seconds = time.perf_counter() - begin
         total = stats.total
         results = dict(zip(images, logits, strict=True))

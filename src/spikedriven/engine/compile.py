@@ -43,12 +43,16 @@ INT16_MOST = 16383
 INT16_SUM = 32767
 INT32_SAFE = 1 << 30
 """Bound of every 32-bit value: sums and differences of two of them still fit."""
+GAIN_USUAL = 7 << 7
+"""Largest gain of a layer whose weights are not extraordinary."""
 INT16_EXTRA = 6
 """Binary places that int16 weights may have beyond the stream's."""
 LEAK_DIGITS = 12
 # Clip the largest weights where that makes the others finer, and the whole layer nearer.
 _CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)
-_GAINS = np.array([m << e for e in range(8) for m in (4, 5, 6, 7)], np.int64)
+# Where rounding up would break the bound of a sum, a coarser scale does not.
+_COARSER = (1.1, 1.25)
+_GAINS = np.array([m << e for e in range(13) for m in (4, 5, 6, 7)], np.int64)
 
 
 def compile(  # noqa: A001 - as in torch.compile
@@ -305,7 +309,7 @@ def _streams(
         gain = np.full(len(folded.bias), 4 << max(0, FRACTION - places))
         weight = np.rint(folded.weight * 2.0**places).astype(np.int16)
     else:
-        weight, gain, down = _int8_with_gain(folded)
+        weight, gain, down = _int8_with_gain(name, folded)
     bias = _int32(name, folded.bias * 2.0 ** (FRACTION + down))
     half = 1 << down >> 1
     if (_worst(weight) * gain + np.abs(bias)).max() >= INT32_SAFE:
@@ -429,19 +433,20 @@ def _int8(weight: Reals, least: Reals) -> tuple[Integers, Reals]:
     return best.astype(np.int8), best_scale
 
 
-def _int8_with_gain(folded: _Folded) -> tuple[Integers, Integers, int]:
+def _int8_with_gain(name: str, folded: _Folded) -> tuple[Integers, Integers, int]:
     """Return 7-bit weights on scales gain * 2**-(12 + down), the gains, and down."""
     weight = folded.weight
     flat = np.abs(weight).reshape(-1, weight.shape[-1])
     needed = np.maximum(flat.max(axis=0) / INT8_MOST, _worst(weight) / INT16_SUM)
     largest = max(float(needed.max()), 2.0**-24)
-    down = int(np.floor(np.log2(_GAINS[-1] / (largest * ONE))))
+    # Small gains leave room for the sum in 32 bits; the larger ones are for weights of 14 and more.
+    down = int(np.floor(np.log2(GAIN_USUAL / (max(_COARSER) * largest * ONE))))
     room = INT32_SAFE / 4 / (max(float(np.abs(folded.bias).max()), 2.0**-12) * ONE)
     down = max(0, min(down, 16, int(np.floor(np.log2(room)))))
     unit = 2.0 ** -(FRACTION + down)
     best, best_error = np.zeros_like(weight), np.full(len(needed), np.inf)
     best_gain = np.full(len(needed), _GAINS[-1])
-    for clip in (*_CLIPS, 1.1, 1.25):
+    for clip in (*_CLIPS, *_COARSER):
         at = np.searchsorted(_GAINS, needed * clip / unit)
         gain = _GAINS[np.minimum(at, len(_GAINS) - 1)]
         scale = gain * unit
@@ -451,6 +456,8 @@ def _int8_with_gain(folded: _Folded) -> tuple[Integers, Integers, int]:
         better = error < best_error
         best[..., better], best_gain[better] = rounded[..., better], gain[better]
         best_error = np.minimum(best_error, error)
+    if needed.max() > _GAINS[-1] * unit or not np.isfinite(best_error).all():
+        raise ConfigError(_too_large(name))
     return best.astype(np.int8), best_gain, down
 
 

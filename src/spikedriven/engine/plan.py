@@ -80,7 +80,7 @@ class FireStep:
 class StreamStep:
     """Spikes through weights into the membrane stream, and the stream into the next neurons.
 
-    current = (sum * gain + bias) >> down, where a gain is (4, 5, 6 or 7) << (0 ... 7): shifts and
+    current = (sum * gain + bias) >> down, where a gain is (4, 5, 6 or 7) << (0 ... 15): shifts and
     additions.
     """
 

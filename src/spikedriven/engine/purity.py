@@ -97,6 +97,8 @@ def audit_engine() -> list[Kernel]:
     """Compile every kernel of the engine in a fresh process and look for multiplications.
 
     It takes about a minute: nothing comes from the disk's cache, since cached code cannot be read.
+    The processor is this one, or what Numba's environment variables (NUMBA_CPU_NAME and
+    NUMBA_CPU_FEATURES) name.
 
     Raises:
         subprocess.CalledProcessError: The process failed; its errors are printed.
@@ -104,7 +106,7 @@ def audit_engine() -> list[Kernel]:
     with tempfile.TemporaryDirectory() as empty:
         process = subprocess.run(
             [sys.executable, "-m", "spikedriven.engine.purity"],
-            env={**os.environ, "NUMBA_CACHE_DIR": empty},
+            env={**os.environ, "NUMBA_CACHE_DIR": empty, "NUMBA_DISABLE_JIT": "0"},
             stdout=subprocess.PIPE,
             check=True,
         )

@@ -96,6 +96,8 @@ class _Memory:
         self._arrays: dict[tuple[Any, ...], Array] = {}
         self.listed: tuple[Any, ...] = ()
         """Which lists of events the shared buffer holds."""
+        self.in_sight = self.to_read = 0
+        """Spikes that the pixels of these lists see, and rows that they read."""
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         key = (name, shape, dtype)
@@ -414,14 +416,18 @@ class _SynapseLayer:
                     lists, near,
                 )  # fmt: skip
                 net.memory.listed = wanted
+                net.memory.in_sight = int(lists.counts[:pixels].sum(dtype=np.int64))
+                net.memory.to_read = int(lists.borders[:pixels, -1].sum(dtype=np.int64))
             block = max(1, -(-pixels * self.panels // tasks))
             yield lists, lo, pixels, min(block, pixels)
-            layer.additions += int(lists.counts[:pixels].sum(dtype=np.int64)) * self.channels
-            layer.rows += int(lists.borders[:pixels, -1].sum(dtype=np.int64)) * self.panels
+            layer.additions += net.memory.in_sight * self.channels
+            layer.rows += net.memory.to_read * self.panels
+            if self.kernel == 1:
+                layer.spikes += net.memory.in_sight
         layer.row_bytes = WORD * self.rows.itemsize
-        layer.spikes += int(np.bitwise_count(source.words).sum(dtype=np.int64))
         sight = sites
         if self.kernel == 3:
+            layer.spikes += int(near.counts.sum(dtype=np.int64))
             sight = net.images * int(
                 _taps_in_sight(source.height).sum() * _taps_in_sight(source.width).sum()
             )

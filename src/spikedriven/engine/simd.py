@@ -197,6 +197,8 @@ def _spread(builder, vector, scalar):
 _add, _sub = _binary("add"), _binary("sub")
 both = _binary("and_")
 """(x, y) -> x AND y, bit by bit."""
+differ = _binary("xor")
+"""(x, y) -> the bits in which x and y differ."""
 shift_left, shift_right = _shift("shl"), _shift("ashr")
 """(x, places) -> every lane shifted by the same number of places; right keeps the sign."""
 

@@ -286,10 +286,10 @@ def test_pixels_of_a_later_list_land_in_their_place(width):
 
 
 def test_digits_of_a_gain_make_the_gain():
-    gain = np.array([m << e for e in range(8) for m in (4, 5, 6, 7)], np.int32)
+    gain = np.array([m << e for e in range(16) for m in (4, 5, 6, 7)], np.int32)
     digits = cpu.gain_digits(gain)[:, : len(gain)].astype(np.int64)
-    mantissa = 4 - 2 * digits[0] - digits[1]  # masks: minus one where the digit is set
-    assert np.array_equal(mantissa << (4 * digits[2] + 2 * digits[3] + digits[4]), gain)
+    a, b, c, d, e, f = -digits  # masks: minus one where the digit is set
+    assert np.array_equal((4 + 2 * a + b) << (8 * c + 4 * d + 2 * e + f), gain)
 
 
 def test_padding_keeps_the_values_and_fills_whole_words():

@@ -26,7 +26,7 @@ from spikedriven.engine.simd import (
     as_i16,
     as_i32,
     both,
-    equal,
+    differ,
     high_half,
     load_i8,
     load_i16,
@@ -36,7 +36,6 @@ from spikedriven.engine.simd import (
     peek,
     poke,
     prefetch,
-    select,
     shift_left,
     shift_right,
     splat_i16,
@@ -82,9 +81,9 @@ def padded_to_words(values: Integers, fill: int) -> NDArray[np.int32]:
 
 
 def gain_digits(gain: Integers) -> NDArray[np.int32]:
-    """Split gains into what the kernels add: int32 [5, C], of masks and of digits 0 and 1.
+    """Split gains into what the kernels add: int32 [6, C], masks.
 
-    A gain is (4 + 2 a + b) << (4 c + 2 d + e): rows are a and b as masks, then c, d and e.
+    A gain is (4 + 2 a + b) << (8 c + 4 d + 2 e + f): rows are a to f, -1 where set.
     """
     padded = padded_to_words(gain, 4).astype(np.int64)
     exponent = np.zeros(len(padded), np.int64)
@@ -92,7 +91,7 @@ def gain_digits(gain: Integers) -> NDArray[np.int32]:
         exponent += large
         padded = np.where(large, padded >> 1, padded)
     digits = [-((padded >> 1) & 1), -(padded & 1)]
-    digits += [(exponent >> place) & 1 for place in (2, 1, 0)]
+    digits += [-((exponent >> place) & 1) for place in (3, 2, 1, 0)]
     return np.stack(digits).astype(np.int32)
 
 
@@ -414,6 +413,13 @@ def _fire_tasks(
 
 
 @njit(forceinline=True)
+def _doubled(y, times, mask):
+    # y << times where the mask is set. A `select` would become a shift by a different number of
+    # places in each lane, which SSE can only do by multiplying.
+    return differ(y, both(differ(y, shift_left(y, times)), mask))
+
+
+@njit(forceinline=True)
 def _scaled_16(x, digits, channels, c, bias, down):
     # (x * gain + bias) >> down by shifts and additions; `digits` as `gain_digits` returns them.
     y = shift_left(x, 2)
@@ -421,10 +427,11 @@ def _scaled_16(x, digits, channels, c, bias, down):
     third = second + channels
     fourth = third + channels
     y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, second))
-    one = splat_i32(1)
-    y = select(equal(load_i32(digits, third), one), shift_left(y, 4), y)
-    y = select(equal(load_i32(digits, fourth), one), shift_left(y, 2), y)
-    y = select(equal(load_i32(digits, fourth + channels), one), shift_left(y, 1), y)
+    fifth = fourth + channels
+    y = _doubled(y, 8, load_i32(digits, third))
+    y = _doubled(y, 4, load_i32(digits, fourth))
+    y = _doubled(y, 2, load_i32(digits, fifth))
+    y = _doubled(y, 1, load_i32(digits, fifth + channels))
     return shift_right(y + load_i32(bias, c), down)
 
 

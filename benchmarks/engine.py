@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rivals", default="eager,nhwc,fused,bf16,compile,openvino,deployed")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     config, size = SHAPES[options.model]
     pixels = natural_image(options.batch, config.in_channels, size, 7)
     x = torch.from_numpy(pixels).float() / 255
@@ -97,6 +96,7 @@ def contenders(
 
     def inference(module: nn.Module, x: torch.Tensor) -> Run:
         def run() -> torch.Tensor:
+            torch.set_num_threads(options.threads)  # the engine has set their common OpenMP
             with torch.inference_mode():
                 return module(x)
 

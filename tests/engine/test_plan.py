@@ -10,7 +10,7 @@ from safetensors.numpy import load, save_file
 from tests.helpers.lively import some_images
 
 import spikedriven as sd
-from spikedriven.engine.plan import FORMAT, Program, walk
+from spikedriven.engine.plan import FORMAT, Program
 from spikedriven.errors import CheckpointError, ConfigError
 
 TINY = sd.SDTConfig(1, 16, 3, in_channels=1, stem_pool="0011", num_heads=2)
@@ -100,14 +100,6 @@ def test_a_new_program_replaces_the_old(saved):
     program_of("int16").save(saved)
     assert Program.load(saved).weights == "int16"
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
-
-
-def test_walking_a_program_meets_every_step_with_its_neurons():
-    program = program_of("plif")
-    met = {step.name: neuron for step, neuron in walk(program)}
-    assert list(met) == [step.name for step in program.steps]
-    assert met["stem.image"] is program.steps[0].neuron
-    assert met["blocks.0.mlp.contract"] is None
 
 
 # ------------------------------------------------------------------ files that are none

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -80,3 +81,25 @@ def show_mistakes(mistakes: Sequence[tuple[str, str, int]]) -> None:
     say("Most frequent mistakes")
     for true, said, count in mistakes:
         say(f"  {true} taken for {said}: {count} image{'s' if count > 1 else ''}")
+
+
+def show_answers(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
+    """Print what was said of image files, or why nothing was; return the exit code.
+
+    Args:
+        answers: For each file `path`, `classes` and `probabilities`, best first, and `error`.
+        as_json: Print them as JSON.
+    """
+    errors = [answer["error"] for answer in answers if answer["error"] is not None]
+    if as_json:
+        show_json(answers)
+    else:
+        for answer in answers:
+            if answer["error"] is None:
+                pairs = zip(answer["classes"], answer["probabilities"], strict=True)
+                say(f"{answer['path']}  " + "  ".join(f"{c} {p:.3f}" for c, p in pairs))
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        print(f"error: {len(errors)} of {len(answers)} images could not be read", file=sys.stderr)
+    return 2 if errors else 0

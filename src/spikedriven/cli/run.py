@@ -1,13 +1,12 @@
 """`spikedriven run`: what a compiled program says about image files, and what it cost."""
 
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
-from spikedriven.cli.console import say, show_json
+from spikedriven.cli.console import say, show_answers
 from spikedriven.errors import ConfigError, DataError
 
 
@@ -50,23 +49,10 @@ def run(options: Namespace) -> int:
             answer["classes"] = tuple(names[k] for k in best)
             answer["probabilities"] = tuple(float(shares[k]) for k in best)
         answers.append(answer)
-    if options.json:
-        show_json(answers)
-    else:
-        for answer in answers:
-            if answer["error"] is None:
-                pairs = zip(answer["classes"], answer["probabilities"], strict=True)
-                say(f"{answer['path']}  " + "  ".join(f"{c} {p:.3f}" for c, p in pairs))
-        if results:
-            say(
-                f"{total.additions:,} additions, {total.skipped:.1%} of the dense work skipped, "
-                f"no multiplication; {seconds / len(results) * 1e3:.1f} ms an image"
-            )
-    for sentence in errors.values():
-        print(f"error: {sentence}", file=sys.stderr)
-    if errors:
-        print(
-            f"error: {len(errors)} of {len(options.images)} images could not be read",
-            file=sys.stderr,
+    code = show_answers(answers, as_json=options.json)
+    if results and not options.json:
+        say(
+            f"{total.additions:,} additions, {total.skipped:.1%} of the dense work skipped, "
+            f"no multiplication; {seconds / len(results) * 1e3:.1f} ms an image"
         )
-    return 2 if errors else 0
+    return code

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,7 +60,10 @@ def compare_speed(
     std = np.asarray(some.input.std, np.float32)[:, None, None]
     x = torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std)
 
+    before = torch.get_num_threads()
+
     def by_model() -> tuple[NDArray[np.float32], None]:
+        torch.set_num_threads(threads or before)  # one OpenMP serves Numba and PyTorch
         with torch.inference_mode():
             parts = [model(part).numpy() for part in x.split(batch)]
         return np.concatenate(parts), None
@@ -74,9 +78,7 @@ def compare_speed(
 
     runs: dict[str, Callable[[], tuple[NDArray[np.float32], Stats | None]]] = {"float": by_model}
     for name, program in programs.items():
-        runs[name] = lambda program=program: by_program(program)  # type: ignore[misc]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+        runs[name] = partial(by_program, program)
     try:
         contenders = [Contender(name, *run()) for name, run in runs.items()]
         for _ in range(rounds):

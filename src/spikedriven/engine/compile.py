@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from spikedriven.engine.bits import WORD, words_for
 from spikedriven.engine.plan import (
     FRACTION,
     AttendStep,
@@ -26,7 +27,6 @@ from spikedriven.engine.plan import (
     ReadoutStep,
     Step,
     StreamStep,
-    check_weights,
 )
 from spikedriven.errors import ConfigError
 from spikedriven.models.sdt import Block, SpikeDrivenTransformer
@@ -41,8 +41,11 @@ INT8_MOST = 63
 INT16_MOST = 16383
 """Two rows of such weights add up within 16 bits."""
 INT16_SUM = 32767
-INT32_SAFE = 1 << 30
-"""Bound of every 32-bit value: sums and differences of two of them still fit."""
+INT32_SAFE = (1 << 30) - 64
+"""Bound of every 32-bit value: sums and differences of two of them still fit, and the rounding of
+a leak of many digits."""
+ROWS_MOST = (1 << 16) - 1
+"""Rows of weights that the 16 bits of an event can name, one of zeros not counted."""
 GAIN_USUAL = 7 << 7
 """Largest gain of a layer whose weights are not extraordinary."""
 INT16_EXTRA = 6
@@ -87,7 +90,10 @@ def compile(  # noqa: A001 - as in torch.compile
 
     Source: none; the published code multiplies floats.
     """
-    check_weights(weights)
+    if weights not in ("int16", "int8"):
+        raise ConfigError(
+            f"weights is {weights!r}; it must be int16 (faithful) or int8 (fast): choose one"
+        )
     if not isinstance(model, SpikeDrivenTransformer):
         raise ConfigError(
             f"the model is a {type(model).__name__}; the engine compiles SpikeDrivenTransformer: "
@@ -109,6 +115,16 @@ def compile(  # noqa: A001 - as in torch.compile
     )
     if min(wanted.std) <= 0:
         raise ConfigError(f"std is {wanted.std}; each must be above 0: pass the data's own")
+    if image_size is not None and (image_size < 1 or image_size % config.stride):
+        raise ConfigError(
+            f"image_size is {image_size}; it must be a multiple of {config.stride}, the pixels of "
+            "a token: leave it out to take any"
+        )
+    if classes and len(classes) != config.num_classes:
+        raise ConfigError(
+            f"{len(classes)} classes are named; the model has {config.num_classes}: name them all, "
+            "or none"
+        )
     program = Program(
         weights=weights,
         input=wanted,
@@ -221,13 +237,19 @@ class _Folded:
     """[D]."""
 
 
-def _fold(layer: ConvNorm) -> _Folded:
-    norm = layer.norm
+def _fold(name: str, layer: ConvNorm) -> _Folded:
+    norm, conv = layer.norm, layer.conv
+    rows = conv.kernel_size[0] ** 2 * words_for(conv.in_channels) * WORD
+    if rows > ROWS_MOST:
+        raise ConfigError(
+            f"{name} has {rows} rows of weights; an event can name {ROWS_MOST}: "
+            "choose a smaller width, or run the float model"
+        )
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = _real(norm.weight) / np.sqrt(_real(norm.running_var) + norm.eps)
-    weight = _real(layer.conv.weight).transpose(2, 3, 1, 0) * factor
-    bias = 0.0 if layer.conv.bias is None else _real(layer.conv.bias)
+    weight = _real(conv.weight).transpose(2, 3, 1, 0) * factor
+    bias = 0.0 if conv.bias is None else _real(conv.bias)
     return _Folded(weight, (bias - _real(norm.running_mean)) * factor + _real(norm.bias))
 
 
@@ -236,7 +258,7 @@ def _real(tensor: torch.Tensor) -> Reals:
 
 
 def _image(layer: ConvNormLIF, wanted: Input) -> ImageStep:
-    folded = _fold(layer)
+    folded = _fold("stem.image", layer)
     mean, std = np.array(wanted.mean), np.array(wanted.std)
     per_byte = folded.weight / (255 * std)[:, None]
     # Nine taps of every channel at once stay within 16 bits, whatever the bits of a plane are.
@@ -265,7 +287,7 @@ def _taps(edge: int) -> tuple[list[int], list[int]]:
 
 
 def _fires(name: str, source: str, layer: ConvNormLIF, weights: str) -> FireStep:
-    folded = _fold(layer)
+    folded = _fold(name, layer)
     threshold = layer.lif.v_threshold
     weight: Integers
     if weights == "int16":
@@ -301,7 +323,7 @@ def _streams(
     pool: bool = False,
     begins: bool = False,
 ) -> StreamStep:
-    folded = _fold(layer)
+    folded = _fold(name, layer)
     weight: Integers
     if weights == "int16":
         places = _int16_places(folded)
@@ -457,7 +479,11 @@ def _int8_with_gain(name: str, folded: _Folded) -> tuple[Integers, Integers, int
         best[..., better], best_gain[better] = rounded[..., better], gain[better]
         best_error = np.minimum(best_error, error)
     if needed.max() > _GAINS[-1] * unit or not np.isfinite(best_error).all():
-        raise ConfigError(_too_large(name))
+        raise ConfigError(
+            f"{name} has weights up to {flat.max():.3g}; int8 expresses at most "
+            f"{_GAINS[-1] * unit * INT8_MOST:.3g}: compile it as int16, or look for a batch norm "
+            "whose variance has collapsed"
+        )
     return best.astype(np.int8), best_gain, down
 
 

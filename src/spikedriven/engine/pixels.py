@@ -62,7 +62,8 @@ def read_pixels(wanted: Input, x: NDArray[Any]) -> NDArray[np.uint8]:
 def _as_bytes(wanted: Input, x: NDArray[Any]) -> NDArray[np.uint8]:
     mean = np.asarray(wanted.mean, np.float64)[:, None, None]
     std = np.asarray(wanted.std, np.float64)[:, None, None]
-    levels = np.rint((x * std + mean) * 255)
+    with np.errstate(over="ignore", invalid="ignore"):  # judged below
+        levels = np.rint((x * std + mean) * 255)
     if not (np.isfinite(x).all() and levels.min() >= 0 and levels.max() <= 255):
         raise ShapeError(
             f"the input holds values from {x.min():.4g} to {x.max():.4g}; read back as bytes with "

@@ -6,7 +6,6 @@ the stream between blocks count in units of 2**-12.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from spikedriven.errors import CheckpointError, ConfigError
+from spikedriven.errors import CheckpointError
 from spikedriven.records import write_whole
 
 if TYPE_CHECKING:
@@ -231,12 +230,6 @@ class Program:
         return _load(Path(path))
 
 
-def walk(program: Program) -> Iterator[tuple[Step, Neuron | None]]:
-    """Yield every step with the neurons it ends in."""
-    for step in program.steps:
-        yield step, getattr(step, "neuron", None)
-
-
 # ------------------------------------------------------------------ dataclasses <-> JSON, tensors
 
 
@@ -263,8 +256,6 @@ def _restored(value: Any, tensors: dict[str, NDArray[Any]]) -> Any:
         return value
     if set(value) == {"tensor"}:
         return tensors[value["tensor"]]
-    if "kind" not in value:
-        return value
     kinds = {**_KINDS, "Program": Program, "Input": Input, "Neuron": Neuron}
     arguments = {key: _restored(item, tensors) for key, item in value.items() if key != "kind"}
     return kinds[value["kind"]](**arguments)
@@ -311,15 +302,3 @@ def _load(path: Path) -> Program:
         )
     program: Program = _restored(json.loads(meta["plan"]), tensors)
     return program
-
-
-def check_weights(weights: str) -> None:
-    """Refuse a mode that is none.
-
-    Raises:
-        ConfigError: It is neither int16 nor int8.
-    """
-    if weights not in ("int16", "int8"):
-        raise ConfigError(
-            f"weights is {weights!r}; it must be int16 (faithful) or int8 (fast): choose one"
-        )

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import GROUP, WORD, Words, words_for
+from spikedriven.engine.bits import GROUP, WORD, Words, pack, words_for
 from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.attend import cpu as attend
 from spikedriven.engine.ops.events import cpu as events
@@ -26,6 +26,7 @@ from spikedriven.engine.ops.readout.reference import summed
 from spikedriven.engine.ops.synapse import cpu as synapse
 from spikedriven.engine.pixels import read_pixels
 from spikedriven.engine.plan import (
+    FRACTION,
     AttendStep,
     FireStep,
     ImageStep,
@@ -235,9 +236,7 @@ class Engine:
         maps: list[Words] = []
         for group in range(groups):
             steps = min(GROUP, num_steps - group * GROUP)
-            net = _Pass(
-                images, steps, self._memory, state, resume or group > 0, stats
-            )  # fmt: skip
+            net = _Pass(images, steps, self._memory, state, resume or group > 0, stats)
             if group == 0:
                 maps = first.fire(net, pixels, num_steps, resume)
             net.spikes[first.step.name] = _Map(maps[group], height, width)
@@ -303,12 +302,15 @@ class Stream:
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    if number is not None and not 1 <= number <= most:
+    if number is None:
+        number = most
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
         raise ConfigError(
-            f"threads is {number}; it must lie in 1 to {most}, the processor's: choose one of them"
+            f"threads is {number!r}; it must be a whole number in 1 to {most}, the processor's: "
+            "choose one of them"
         )
     before = numba.get_num_threads()
-    numba.set_num_threads(number or most)
+    numba.set_num_threads(number)
     try:
         yield
     finally:
@@ -347,7 +349,9 @@ class _ImageLayer:
         image.plane_offsets(pixels.reshape(-1, channels, height, width), outputs, offsets)
         groups = -(-num_steps // GROUP)
         panels = words_for(self.channels)
-        words = net.memory.get(self.step.name, (groups, sites, GROUP, panels), np.uint64)
+        # By the number of steps too: those that are not real must still be silent.
+        name = f"{self.step.name} x {num_steps}"
+        words = net.memory.get(name, (groups, sites, GROUP, panels), np.uint64)
         v = None
         if resume or num_steps == 1:  # a stream
             v = net.membranes(self.step.name, sites, self.table.shape[2])
@@ -519,9 +523,7 @@ class _AttendLayer:
         if step.dilation_heads is not None:
             spread = net.memory.get("spread", q.words.shape, np.uint64)
             pool.dilate_tokens(out, tokens, spread)
-            pool.dilate_channels(
-                spread.reshape(-1, spread.shape[-1]), self.first, self.last
-            )  # fmt: skip
+            pool.dilate_channels(spread.reshape(-1, spread.shape[-1]), self.first, self.last)
             out[...] = spread
         net.spikes[step.name] = _Map(out, q.height, q.width)
 
@@ -552,9 +554,6 @@ class _AttendLayer:
     def _counted_gate(
         self, net: _Pass, neuron: Neuron, key: Words, value: Words, tokens: int, gate: Words
     ) -> Words:
-        from spikedriven.engine.bits import pack
-        from spikedriven.engine.plan import FRACTION
-
         channels = gate.shape[-1] * WORD
         counts = net.memory.get("agreements", (net.images, GROUP, channels), np.int64)
         attend.count_agreements(key, value, tokens, counts)
@@ -624,8 +623,6 @@ def _taps_in_sight(side: int) -> NDArray[np.int64]:
 
 
 def _head_edges(channels: int, heads: int) -> tuple[Words, Words]:
-    from spikedriven.engine.bits import pack
-
     size = channels // heads
     place = np.arange(channels) % size
     return pack(place == 0), pack(place == size - 1)

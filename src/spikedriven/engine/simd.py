@@ -269,14 +269,14 @@ low_half, high_half = _widened(0), _widened(1)
 
 @intrinsic
 def at_least(_typing, x, y):
-    """X >= y, lane by lane: a vector of single bits."""
+    """Return x >= y, lane by lane: a vector of single bits."""
     mask = Vector(1, x.lanes)
     return mask(x, y), lambda _context, builder, _signature, args: builder.icmp_signed(">=", *args)
 
 
 @intrinsic
 def equal(_typing, x, y):
-    """X == y, lane by lane: a vector of single bits."""
+    """Return x == y, lane by lane: a vector of single bits."""
     mask = Vector(1, x.lanes)
     return mask(x, y), lambda _context, builder, _signature, args: builder.icmp_signed("==", *args)
 

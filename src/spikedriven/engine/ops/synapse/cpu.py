@@ -259,17 +259,11 @@ def _in_one_word(b0, b1, b2, b3):
 
 
 @njit(forceinline=True)
-def _fire_64(x, up, bias, theta, leak, c, v):
-    v0, b0 = fire_16(shift_left(x[0], up) + load_i32(bias, c), v[0], load_i32(theta, c), leak)
-    v1, b1 = fire_16(
-        shift_left(x[1], up) + load_i32(bias, c + 16), v[1], load_i32(theta, c + 16), leak
-    )
-    v2, b2 = fire_16(
-        shift_left(x[2], up) + load_i32(bias, c + 32), v[2], load_i32(theta, c + 32), leak
-    )
-    v3, b3 = fire_16(
-        shift_left(x[3], up) + load_i32(bias, c + 48), v[3], load_i32(theta, c + 48), leak
-    )
+def _fire_64(i, theta, leak, c, v):
+    v0, b0 = fire_16(i[0], v[0], load_i32(theta, c), leak)
+    v1, b1 = fire_16(i[1], v[1], load_i32(theta, c + 16), leak)
+    v2, b2 = fire_16(i[2], v[2], load_i32(theta, c + 32), leak)
+    v3, b3 = fire_16(i[3], v[3], load_i32(theta, c + 48), leak)
     return _in_one_word(b0, b1, b2, b3), (v0, v1, v2, v3)
 
 
@@ -295,6 +289,51 @@ def _store_64(array, at, x):
 def _silent_64():
     zero = splat_i32(0)
     return zero, zero, zero, zero
+
+
+@njit(forceinline=True)
+def _doubled(y, times, mask):
+    # y << times where the mask is set. A `select` would become a shift by a different number of
+    # places in each lane, which SSE can only do by multiplying.
+    return differ(y, both(differ(y, shift_left(y, times)), mask))
+
+
+@njit(forceinline=True)
+def _current_16(x, digits, channels, bias, places, c):
+    if digits is None:  # a layer that fires
+        return shift_left(x, places) + load_i32(bias, c)
+    # (x * gain + bias) >> places by shifts and additions; `digits` as `gain_digits` returns them.
+    y = shift_left(x, 2)
+    second = c + channels
+    third = second + channels
+    fourth = third + channels
+    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, second))
+    fifth = fourth + channels
+    y = _doubled(y, 8, load_i32(digits, third))
+    y = _doubled(y, 4, load_i32(digits, fourth))
+    y = _doubled(y, 2, load_i32(digits, fifth))
+    y = _doubled(y, 1, load_i32(digits, fifth + channels))
+    return shift_right(y + load_i32(bias, c), places)
+
+
+@njit(forceinline=True)
+def _step_64(sums, count, digits, channels, bias, places, stream, to, begins, theta, leak, c, v):
+    # One step of a pixel and panel: the current, into the stream if there is one, and the neurons.
+    x = _widened(sums, count)
+    i = (
+        _current_16(x[0], digits, channels, bias, places, c),
+        _current_16(x[1], digits, channels, bias, places, c + 16),
+        _current_16(x[2], digits, channels, bias, places, c + 32),
+        _current_16(x[3], digits, channels, bias, places, c + 48),
+    )
+    if stream is not None:
+        if not begins:
+            i = _plus(_load_64(stream, to), i)
+        _store_64(stream, to, i)
+    word = np.uint64(0)
+    if theta is not None:
+        word, v = _fire_64(i, theta, leak, c, v)
+    return word, v
 
 
 # ------------------------------------------------------------------ who does what
@@ -357,113 +396,11 @@ def fire_layer(
     """
     panels, panel_size = words.shape[2], rows.shape[1] * WORD
     tasks, share = _schedule(panels, panel_size, events.shape[1], lo, pixels, block)
-    _fire_tasks(
+    _run_tasks(
         tasks, share, rows.reshape(-1), events.reshape(-1), events.shape[1], borders.reshape(-1),
-        counts.reshape(-1), bias, theta, leak, up, None if v is None else v.reshape(-1), resume,
-        words.reshape(-1), panels, steps,
+        counts.reshape(-1), None, bias, up, None, True, theta, leak,
+        None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
     )  # fmt: skip
-
-
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def _fire_tasks(
-    tasks, share, rows, events, room, borders, counts, bias, theta, leak, up, v, resume, words,
-    panels, steps,
-):  # fmt: skip
-    flat_tasks = tasks.reshape(-1)
-    word_1 = panels
-    word_2 = word_1 + panels
-    word_3 = word_2 + panels
-    sites = panels << 6
-    for task in prange(tasks.shape[0]):
-        plan = task << 4
-        c, i = peek(flat_tasks, plan + _PANEL), peek(flat_tasks, plan + _LIST)
-        base = peek(flat_tasks, plan + _BASE)
-        start = peek(flat_tasks, plan + _EVENTS)
-        ahead = peek(flat_tasks, plan + _AHEAD)
-        out = peek(flat_tasks, plan + _WORDS)
-        at = peek(flat_tasks, plan + _SITES)
-        end = i + peek(flat_tasks, plan + _PIXELS)
-        while i < end:
-            if ahead >= 0:
-                _fetch_ahead(rows, ahead, ahead + share)
-                ahead += share
-            s0, s1, s2, s3 = _gather(rows, base, events, start, borders, i << 4)
-            n = i << 2
-            u = _silent_64()
-            if v is not None and resume:
-                u = _load_64(v, at)
-            w1 = w2 = w3 = np.uint64(0)
-            w0, u = _fire_64(_widened(s0, peek(counts, n)), up, bias, theta, leak, c, u)
-            if steps > 1:
-                w1, u = _fire_64(_widened(s1, peek(counts, n + 1)), up, bias, theta, leak, c, u)
-            if steps > 2:
-                w2, u = _fire_64(_widened(s2, peek(counts, n + 2)), up, bias, theta, leak, c, u)
-            if steps > 3:
-                w3, u = _fire_64(_widened(s3, peek(counts, n + 3)), up, bias, theta, leak, c, u)
-            if v is not None:
-                _store_64(v, at, u)
-            poke(words, out, w0)
-            poke(words, out + word_1, w1)
-            poke(words, out + word_2, w2)
-            poke(words, out + word_3, w3)
-            i += 1
-            start += room
-            at += sites
-            out += word_3 + panels
-
-
-@njit(forceinline=True)
-def _doubled(y, times, mask):
-    # y << times where the mask is set. A `select` would become a shift by a different number of
-    # places in each lane, which SSE can only do by multiplying.
-    return differ(y, both(differ(y, shift_left(y, times)), mask))
-
-
-@njit(forceinline=True)
-def _scaled_16(x, digits, channels, c, bias, down):
-    # (x * gain + bias) >> down by shifts and additions; `digits` as `gain_digits` returns them.
-    y = shift_left(x, 2)
-    second = c + channels
-    third = second + channels
-    fourth = third + channels
-    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, second))
-    fifth = fourth + channels
-    y = _doubled(y, 8, load_i32(digits, third))
-    y = _doubled(y, 4, load_i32(digits, fourth))
-    y = _doubled(y, 2, load_i32(digits, fifth))
-    y = _doubled(y, 1, load_i32(digits, fifth + channels))
-    return shift_right(y + load_i32(bias, c), down)
-
-
-@njit(forceinline=True)
-def _scaled_64(x, digits, channels, c, bias, down):
-    return (
-        _scaled_16(x[0], digits, channels, c, bias, down),
-        _scaled_16(x[1], digits, channels, c + 16, bias, down),
-        _scaled_16(x[2], digits, channels, c + 32, bias, down),
-        _scaled_16(x[3], digits, channels, c + 48, bias, down),
-    )
-
-
-@njit(forceinline=True)
-def _stream_step(y, stream, at, begins, theta, leak, c, v):
-    # Put a current into the stream; fire on what the stream then is.
-    if not begins:
-        y = _plus(_load_64(stream, at), y)
-    _store_64(stream, at, y)
-    word = np.uint64(0)
-    if theta is not None:
-        word, v = _fire_stream(y, theta, leak, c, v)
-    return word, v
-
-
-@njit(forceinline=True)
-def _fire_stream(y, theta, leak, c, v):
-    v0, b0 = fire_16(y[0], v[0], load_i32(theta, c), leak)
-    v1, b1 = fire_16(y[1], v[1], load_i32(theta, c + 16), leak)
-    v2, b2 = fire_16(y[2], v[2], load_i32(theta, c + 32), leak)
-    v3, b3 = fire_16(y[3], v[3], load_i32(theta, c + 48), leak)
-    return _in_one_word(b0, b1, b2, b3), (v0, v1, v2, v3)
 
 
 def stream_layer(
@@ -495,7 +432,7 @@ def stream_layer(
     """
     panels, panel_size = rows.shape[0], rows.shape[1] * WORD
     tasks, share = _schedule(panels, panel_size, events.shape[1], lo, pixels, block)
-    _stream_tasks(
+    _run_tasks(
         tasks, share, rows.reshape(-1), events.reshape(-1), events.shape[1], borders.reshape(-1),
         counts.reshape(-1), digits.reshape(-1), bias, down, stream.reshape(-1), begins, theta, leak,
         None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
@@ -503,10 +440,11 @@ def stream_layer(
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def _stream_tasks(
-    tasks, share, rows, events, room, borders, counts, digits, bias, down, stream, begins, theta,
+def _run_tasks(
+    tasks, share, rows, events, room, borders, counts, digits, bias, places, stream, begins, theta,
     leak, v, resume, words, panels, steps,
 ):  # fmt: skip
+    # A layer that fires has no digits and no stream; one before the head has no thresholds.
     flat_tasks = tasks.reshape(-1)
     word_1 = panels
     word_2 = word_1 + panels
@@ -532,20 +470,28 @@ def _stream_tasks(
             if v is not None and resume:
                 u = _load_64(v, at)
             w1 = w2 = w3 = np.uint64(0)
-            y = _scaled_64(_widened(s0, peek(counts, n)), digits, channels, c, bias, down)
-            w0, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+            w0, u = _step_64(
+                s0, peek(counts, n), digits, channels, bias, places, stream, to, begins, theta,
+                leak, c, u,
+            )  # fmt: skip
             to += channels
             if steps > 1:
-                y = _scaled_64(_widened(s1, peek(counts, n + 1)), digits, channels, c, bias, down)
-                w1, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+                w1, u = _step_64(
+                    s1, peek(counts, n + 1), digits, channels, bias, places, stream, to, begins,
+                    theta, leak, c, u,
+                )  # fmt: skip
             to += channels
             if steps > 2:
-                y = _scaled_64(_widened(s2, peek(counts, n + 2)), digits, channels, c, bias, down)
-                w2, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+                w2, u = _step_64(
+                    s2, peek(counts, n + 2), digits, channels, bias, places, stream, to, begins,
+                    theta, leak, c, u,
+                )  # fmt: skip
             to += channels
             if steps > 3:
-                y = _scaled_64(_widened(s3, peek(counts, n + 3)), digits, channels, c, bias, down)
-                w3, u = _stream_step(y, stream, to, begins, theta, leak, c, u)
+                w3, u = _step_64(
+                    s3, peek(counts, n + 3), digits, channels, bias, places, stream, to, begins,
+                    theta, leak, c, u,
+                )  # fmt: skip
             to += channels
             if theta is not None:
                 if v is not None:

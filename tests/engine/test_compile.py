@@ -197,6 +197,22 @@ def test_weights_are_the_float_layers_up_to_half_a_unit(name, weights):
         assert (error <= bias_unit * (0.5 + np.abs(step.bias) * doubt) + ROUNDING).all(), step.name
 
 
+@pytest.mark.parametrize("name", ["blocks.0.attention.query", "blocks.0.mlp.contract"])
+def test_one_channel_of_large_weights_leaves_the_others_fine(name):
+    model = lively(CONFIG)
+    layer = model.get_submodule(name)
+    layer.norm.weight.data[3] *= 100
+    (step,) = [
+        step for step in layers(sd.compile(model), FireStep | StreamStep) if step.name == name
+    ]
+    weight, _ = folded(layer)
+    largest = np.abs(weight).max(axis=(0, 1, 2))
+    error = np.abs(step.weight * units(step, layer)[0] - weight).max(axis=(0, 1, 2))
+    # 14-bit weights of a single scale would be wrong by half of largest[3] / 2**14.
+    assert (error < largest * 2.0**-12).all()
+    assert largest[3] * 2.0**-15 > np.delete(largest, 3).max() * 2.0**-12
+
+
 @pytest.mark.parametrize(("mean", "std"), [(None, None), (MEAN, STD)], ids=["plain", "normalised"])
 def test_the_image_layer_is_normalisation_convolution_and_norm(mean, std):
     model = MODELS["lively"]()

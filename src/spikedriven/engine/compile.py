@@ -72,8 +72,7 @@ def compile(  # noqa: A001 - as in torch.compile
 
     Args:
         model: A `SpikeDrivenTransformer` in evaluation mode.
-        weights: `int16`, with 12 to 18 binary places, which is faithful; or `int8`, which is
-            fast.
+        weights: `int16`, with up to 18 binary places, which is faithful; or `int8`, which is fast.
         mean: Per channel; the model was trained on (byte / 255 - mean) / std. By default 0. For
             event frames, whose numbers the model takes as they are, pass 0 and 1 / 255.
         std: Per channel; by default 1.
@@ -291,9 +290,12 @@ def _fires(name: str, source: str, layer: ConvNormLIF, weights: str) -> FireStep
     threshold = layer.lif.v_threshold
     weight: Integers
     if weights == "int16":
-        up = 0
-        scale = np.full(len(folded.bias), 2.0 ** -_int16_places(folded))
-        weight = np.rint(folded.weight / scale).astype(np.int16)
+        scale = np.maximum(_largest(folded.weight) / INT16_MOST, 2.0 ** -(FRACTION + INT16_EXTRA))
+        most = np.maximum(_worst(folded.weight) + np.abs(folded.bias), threshold) / scale
+        up = int(np.clip(np.floor(np.log2(INT32_SAFE / 4 / most.max())), 0, INT16_EXTRA))
+        # Where one place is too many already, a channel's weights are made coarser.
+        scale = scale * np.maximum(1, most / (INT32_SAFE / 4))
+        weight = _rounded(folded.weight / scale, INT16_MOST).astype(np.int16)
     else:
         up = 12
         least = np.maximum(np.abs(folded.bias), threshold) * 2.0 ** (up - 28)
@@ -326,10 +328,7 @@ def _streams(
     folded = _fold(name, layer)
     weight: Integers
     if weights == "int16":
-        places = _int16_places(folded)
-        down = max(0, places - FRACTION) + 2
-        gain = np.full(len(folded.bias), 4 << max(0, FRACTION - places))
-        weight = np.rint(folded.weight * 2.0**places).astype(np.int16)
+        weight, gain, down = _int16_with_gain(folded)
     else:
         weight, gain, down = _int8_with_gain(name, folded)
     bias = _int32(name, folded.bias * 2.0 ** (FRACTION + down))
@@ -422,22 +421,33 @@ def _rounded(x: Reals, most: int) -> Reals:
     return np.clip(np.rint(x), -most, most)
 
 
-def _int16_places(folded: _Folded) -> int:
-    """Return the binary places of int16 weights: 12, more where all of them are small.
+def _largest(weight: Reals) -> Reals:
+    """Return the largest magnitude of each output channel."""
+    largest: Reals = np.abs(weight).reshape(-1, weight.shape[-1]).max(axis=0)
+    return largest
 
-    A sum of thousands of weights adds up thousands of rounding errors; the unused upper bits of
-    small weights are spent on that.
+
+def _int16_with_gain(folded: _Folded) -> tuple[Integers, Integers, int]:
+    """Return 14-bit weights on scales gain * 2**-(12 + down), the gains, and down.
+
+    Gains are powers of two. A channel of small weights has up to 18 binary places: a sum of
+    thousands of weights adds up thousands of rounding errors, and its unused upper bits are spent
+    on that. A channel of large ones has fewer.
     """
-    largest = max(float(np.abs(folded.weight).max()), 2.0**-20)
-    places = int(np.floor(np.log2(INT16_MOST / largest)))
+    places = np.floor(np.log2(INT16_MOST / np.maximum(_largest(folded.weight), 2.0**-20)))
+    places = np.minimum(places, FRACTION + INT16_EXTRA)
     worst = float((_worst(folded.weight) + np.abs(folded.bias)).max())
-    fits = int(np.floor(np.log2(INT32_SAFE / 8 / max(worst, 1.0))))
-    return min(places, fits, FRACTION + INT16_EXTRA)
+    room = int(np.floor(np.log2(INT32_SAFE / 8 / max(worst, 1.0)))) - FRACTION
+    # A gain is at least 4, and at most 4 << 15.
+    down = max(0, min(int(places.max()) - FRACTION + 2, room, int(places.min()) + 5))
+    places = np.minimum(places, FRACTION + down - 2)
+    gain = 1 << (FRACTION + down - places).astype(np.int64)
+    return np.rint(folded.weight * 2.0**places).astype(np.int16), gain, down
 
 
 def _int8(weight: Reals, least: Reals) -> tuple[Integers, Reals]:
     """Return 7-bit weights and the scale of each output channel, at least `least`."""
-    most = np.abs(weight).reshape(-1, weight.shape[-1]).max(axis=0) / INT8_MOST
+    most = _largest(weight) / INT8_MOST
     best, best_error = np.zeros_like(weight), np.full(len(most), np.inf)
     best_scale = np.ones_like(most)
     for clip in _CLIPS:
@@ -458,8 +468,8 @@ def _int8(weight: Reals, least: Reals) -> tuple[Integers, Reals]:
 def _int8_with_gain(name: str, folded: _Folded) -> tuple[Integers, Integers, int]:
     """Return 7-bit weights on scales gain * 2**-(12 + down), the gains, and down."""
     weight = folded.weight
-    flat = np.abs(weight).reshape(-1, weight.shape[-1])
-    needed = np.maximum(flat.max(axis=0) / INT8_MOST, _worst(weight) / INT16_SUM)
+    magnitude = _largest(weight)
+    needed = np.maximum(magnitude / INT8_MOST, _worst(weight) / INT16_SUM)
     largest = max(float(needed.max()), 2.0**-24)
     # Small gains leave room for the sum in 32 bits; the larger ones are for weights of 14 and more.
     down = int(np.floor(np.log2(GAIN_USUAL / (max(_COARSER) * largest * ONE))))
@@ -480,7 +490,7 @@ def _int8_with_gain(name: str, folded: _Folded) -> tuple[Integers, Integers, int
         best_error = np.minimum(best_error, error)
     if needed.max() > _GAINS[-1] * unit or not np.isfinite(best_error).all():
         raise ConfigError(
-            f"{name} has weights up to {flat.max():.3g}; int8 expresses at most "
+            f"{name} has weights up to {magnitude.max():.3g}; int8 expresses at most "
             f"{_GAINS[-1] * unit * INT8_MOST:.3g}: compile it as int16, or look for a batch norm "
             "whose variance has collapsed"
         )

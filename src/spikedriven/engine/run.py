@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -44,11 +45,9 @@ Array = NDArray[Any]
 
 # Pixels of the first layer that travel together: a batch of small images, or one large image.
 PIXELS_AT_ONCE = 65536
-# Bytes of event lists that exist at a time; they should stay in the cache between their writing
+# Bytes of merged lists that exist at a time; they should stay in the cache between their writing
 # and their reading.
 LIST_BYTES = 4 << 20
-# Tasks per layer and thread: enough that no thread waits long for another.
-TASKS = 4
 
 
 @dataclass(slots=True)
@@ -95,10 +94,10 @@ class _Memory:
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[Any, ...], Array] = {}
-        self.listed: tuple[Any, ...] = ()
-        """Which lists of events the shared buffer holds."""
-        self.in_sight = self.to_read = 0
-        """Spikes that the pixels of these lists see, and rows that they read."""
+        self.listed = ""
+        """Whose lists of single pixels the shared buffer holds."""
+        self.list_counts = np.zeros((0, 2), np.int64)
+        """Of each of these lists: its spikes, and the rows that it names."""
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         key = (name, shape, dtype)
@@ -106,17 +105,14 @@ class _Memory:
             self._arrays[key] = zeros(shape, dtype)
         return self._arrays[key]
 
-    def lists(self, name: str, pixels: int, room: int) -> events.Lists:
-        return events.Lists(
-            self.get(f"{name}events", (pixels, room), np.uint16),
-            self.get(f"{name}borders", (pixels, 16), np.int32),
-            self.get(f"{name}counts", (pixels, GROUP), np.int32),
-        )
+    def lists(self, name: str, pixels: int, rows: int) -> events.Lists:
+        """Return room for the lists of some pixels, and the empty list behind them."""
+        return self.get(f"{name}lists", (pixels + 1, events.room_for(rows)), np.uint16)
 
     def clear(self) -> None:
         """Forget all arrays."""
         self._arrays.clear()
-        self.listed = ()
+        self.listed = ""
 
 
 class Engine:
@@ -240,7 +236,7 @@ class Engine:
             if group == 0:
                 maps = first.fire(net, pixels, num_steps, resume)
             net.spikes[first.step.name] = _Map(maps[group], height, width)
-            self._memory.listed = ()
+            self._memory.listed = ""
             for layer in self._layers[1:]:
                 layer(net)
             assert net.scores is not None
@@ -390,7 +386,8 @@ class _SynapseLayer:
     def __init__(self, step: FireStep | StreamStep) -> None:
         self.step = step
         self.kernel, _, self.inputs, self.channels = step.weight.shape
-        self.rows = synapse.lay_out(step.weight)
+        self.taps = events.taps_listed(self.kernel, words_for(self.inputs) * WORD)
+        self.rows = synapse.lay_out(step.weight, self.kernel**2 // self.taps)
         self.panels = self.rows.shape[0]
         self.bias = synapse.padded_to_words(step.bias, 0)
         neuron = step.neuron
@@ -399,43 +396,62 @@ class _SynapseLayer:
         )
         self.leak = None if neuron is None else _leak(neuron)
 
-    def chunks(self, net: _Pass) -> Iterator[tuple[events.Lists, int, int, int]]:
-        """Yield lists of events, their first pixel, the number of pixels, and a task's size."""
-        source = net.spikes[self.step.source]
-        sites = len(source.words)
-        room = events.capacity(self.rows.shape[1] - 1)
-        chunk = min(sites, max(64, LIST_BYTES // (2 * room)))
-        lists = net.memory.lists("", chunk, room)
-        near = lists
-        if self.kernel == 3:
-            near = net.memory.lists("near ", sites, events.capacity(source.words.shape[2] * WORD))
-        layer = net.layer(self.step.name)
-        tasks = TASKS * numba.get_num_threads()
+    def listed(self, net: _Pass) -> Iterator[tuple[events.Lists, Array, int]]:
+        """Yield lists of events, where each tile of each pixel finds its own, and the first pixel.
+
+        They are counted on the way.
+        """
+        source, memory = net.spikes[self.step.source], net.memory
+        sites, inputs = len(source.words), source.words.shape[2] * WORD
+        lists = memory.lists("", sites, inputs)
+        if self.taps == 1:
+            if memory.listed != self.step.source:
+                events.list_pixels(source.words, inputs, lists)
+                memory.listed = self.step.source
+                memory.list_counts = _counts(lists[:-1])
+            rows = self._count(net, source, memory.list_counts)
+            net.layer(self.step.name).rows += rows * self.panels
+            tiles, room = self.kernel**2, lists.shape[1]
+            yield lists, events.visits(net.images, source.height, source.width, tiles, room), 0
+            return
+        events.list_pixels(source.words, -1, lists)
+        memory.listed = ""
+        self._count(net, source, _counts(lists[:-1]))
+        chunk = min(sites, max(64, LIST_BYTES // (2 * events.room_for(self.taps * inputs))))
+        merged = memory.lists("merged ", chunk, self.taps * inputs)
         for lo in range(0, sites, chunk):
-            pixels = min(chunk, sites - lo)
-            wanted = (self.step.source, self.kernel, lo, room, pixels)
-            if net.memory.listed != wanted:
-                events.list_events(
-                    source.words, source.height, source.width, self.kernel, lo, lo + pixels,
-                    lists, near,
-                )  # fmt: skip
-                net.memory.listed = wanted
-                net.memory.in_sight = int(lists.counts[:pixels].sum(dtype=np.int64))
-                net.memory.to_read = int(lists.borders[:pixels, -1].sum(dtype=np.int64))
-            block = max(1, -(-pixels * self.panels // tasks))
-            yield lists, lo, pixels, min(block, pixels)
-            layer.additions += net.memory.in_sight * self.channels
-            layer.rows += net.memory.to_read * self.panels
-            if self.kernel == 1:
-                layer.spikes += net.memory.in_sight
-        layer.row_bytes = WORD * self.rows.itemsize
-        sight = sites
+            hi = min(lo + chunk, sites)
+            events.merge_neighbours(lists, source.height, source.width, inputs, lo, hi, merged)
+            rows = int(_counts(merged[: hi - lo])[:, 1].sum())
+            net.layer(self.step.name).rows += rows * self.panels
+            yield merged, events.visits(1, 1, hi - lo, 1, merged.shape[1]), lo
+
+    def _count(self, net: _Pass, source: _Map, counts: Array) -> int:
+        # From the lists of single pixels; returns the rows that they name to all who read them.
+        layer = net.layer(self.step.name)
+        spikes, rows = counts.sum(axis=0)
+        sites = len(counts)
+        layer.spikes += int(spikes)
         if self.kernel == 3:
-            layer.spikes += int(near.counts.sum(dtype=np.int64))
-            sight = net.images * int(
-                _taps_in_sight(source.height).sum() * _taps_in_sight(source.width).sum()
-            )
-        layer.dense += net.steps * sight * self.inputs * self.channels
+            seen = _seen(net.images, source.height, source.width)
+            (spikes, rows), sites = seen @ counts, int(seen.sum())
+        layer.additions += int(spikes) * self.channels
+        layer.dense += net.steps * sites * self.inputs * self.channels
+        layer.row_bytes = WORD * self.rows.itemsize
+        return int(rows)
+
+
+def _counts(lists: events.Lists) -> NDArray[np.int64]:
+    """Return of each list its spikes and the rows that it names: [n, 2]."""
+    spikes = lists[:, events.COUNTS : events.COUNTS + GROUP].sum(axis=1, dtype=np.int64)
+    return np.stack([spikes, lists[:, events.BORDERS + 15].astype(np.int64)], axis=1)
+
+
+@lru_cache(maxsize=64)
+def _seen(images: int, height: int, width: int) -> NDArray[np.int64]:
+    """Return, for each pixel, how many of a 3x3 kernel's taps see it."""
+    seen = np.outer(_taps_in_sight(height), _taps_in_sight(width))
+    return np.tile(seen.reshape(-1), images)
 
 
 class _FireLayer(_SynapseLayer):
@@ -448,10 +464,10 @@ class _FireLayer(_SynapseLayer):
         sites = len(source.words)
         words = net.memory.get(self.step.name, (sites, GROUP, self.panels), np.uint64)
         v = net.membranes(self.step.name, sites, self.panels * WORD)
-        for lists, lo, pixels, block in self.chunks(net):
+        for lists, visits, lo in self.listed(net):
             synapse.fire_layer(
-                self.rows, *lists, self.bias, self.theta, self.leak, self.step.up,
-                v, net.resume, words, lo, pixels, net.steps, block,
+                self.rows, lists, visits, self.bias, self.theta, self.leak, self.step.up, v,
+                net.resume, words, lo, net.steps,
             )  # fmt: skip
         net.spikes[self.step.name] = _Map(words, source.height, source.width)
         net.layer(self.step.name).seconds += time.perf_counter() - begin
@@ -474,7 +490,7 @@ class _StreamLayer(_SynapseLayer):
         pools = step.pool
         if step.begins:
             name = "currents" if pools else "stream"
-            net.stream = net.memory.get(name, (sites, GROUP, channels), np.int32)
+            net.stream = net.memory.get(name, (self.panels, sites, GROUP, WORD), np.int32)
         assert net.stream is not None
         words = net.memory.get(
             step.emits or "unused", (sites // 4 if pools else sites, GROUP, self.panels), np.uint64
@@ -482,16 +498,16 @@ class _StreamLayer(_SynapseLayer):
         v = None
         if step.neuron is not None:
             v = net.membranes(step.emits, len(words), channels)
-        for lists, lo, pixels, block in self.chunks(net):
+        for lists, visits, lo in self.listed(net):
             synapse.stream_layer(
-                self.rows, *lists, self.digits, self.bias, step.down, net.stream,
+                self.rows, lists, visits, self.digits, self.bias, step.down, net.stream,
                 step.begins, None if pools else self.theta, self.leak, None if pools else v,
-                net.resume, words, lo, pixels, net.steps, block,
+                net.resume, words, lo, net.steps,
             )  # fmt: skip
         if pools:
             assert self.theta is not None
             currents = net.stream
-            net.stream = net.memory.get("stream", (sites // 4, GROUP, channels), np.int32)
+            net.stream = net.memory.get("stream", (self.panels, sites // 4, GROUP, WORD), np.int32)
             pool.pool_membranes(
                 currents, height, width, net.stream, self.theta, self.leak, v, net.resume, words,
                 net.steps,
@@ -578,9 +594,9 @@ class _ReadoutLayer:
         begin = time.perf_counter()
         step = self.step
         assert net.stream is not None
-        sites, _, channels = net.stream.shape
+        panels, sites = net.stream.shape[:2]
         tokens = sites // net.images
-        sums = net.memory.get("sums", (net.images, GROUP, channels), np.int64)
+        sums = net.memory.get("sums", (net.images, GROUP, panels * WORD), np.int64)
         readout.sum_tokens(net.stream, tokens, sums)
         inputs, classes = step.weight.shape
         v = np.zeros((net.images, inputs), np.int64)

@@ -8,6 +8,7 @@ here multiplies. Numbers wrap around as two's complement does.
 # mypy: disable-error-code="no-untyped-def"
 
 import operator
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,8 @@ class _VectorModel(models.PrimitiveModel):
 I8 = Vector(8, 64)
 I16 = Vector(16, 32)
 I32 = Vector(32, 16)
+I16X16 = Vector(16, 16)
+"""A short one, for short lists."""
 
 
 def has_compress() -> bool:
@@ -52,6 +55,19 @@ def has_compress() -> bool:
     if features is None:
         return bool(binding.get_host_cpu_features().get("avx512vbmi2", False))
     return "+avx512vbmi2" in features
+
+
+def has_shift_each() -> bool:
+    """Return whether every lane can be shifted by its own number of places in one instruction.
+
+    Old x86 processors can not, and would multiply by a power of two instead.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return True
+    features = config.CPU_FEATURES
+    if features is None:
+        return bool(binding.get_host_cpu_features().get("avx2", False))
+    return "+avx2" in features
 
 
 # ------------------------------------------------------------------------------ memory
@@ -74,7 +90,7 @@ def _load(vector: Vector) -> Callable[..., Any]:
     return load
 
 
-load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
+load_i8, load_i16, load_i32, load_i16x16 = _load(I8), _load(I16), _load(I32), _load(I16X16)
 """(array, index) -> the elements that start at a flat index of a contiguous array."""
 
 
@@ -201,6 +217,8 @@ differ = _binary("xor")
 """(x, y) -> the bits in which x and y differ."""
 shift_left, shift_right = _shift("shl"), _shift("ashr")
 """(x, places) -> every lane shifted by the same number of places; right keeps the sign."""
+shift_left_each = _binary("shl")
+"""(x, places) -> every lane shifted by its own number of places; see `has_shift_each`."""
 
 
 @overload(operator.add)
@@ -228,7 +246,7 @@ def _splat(vector: Vector) -> Callable[..., Any]:
     return splat
 
 
-splat_i16, splat_i32 = _splat(I16), _splat(I32)
+splat_i16, splat_i32, splat_i16x16 = _splat(I16), _splat(I32), _splat(I16X16)
 """x -> a vector with x in every lane."""
 
 

@@ -56,6 +56,17 @@ def to_rows(x: NDArray[np.int64]) -> NDArray[np.int32]:
     return rows
 
 
+def to_stream(x: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Turn [T, B, H, W, C] into int32 [P, B * H * W, 4, 64], panel by panel as the stream lies."""
+    rows = to_rows(x)
+    return np.ascontiguousarray(rows.reshape(*rows.shape[:2], -1, 64).transpose(2, 0, 1, 3))
+
+
+def from_stream(stream: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Turn a stream [P, n, 4, 64] into [n, 4, 64 P]."""
+    return stream.transpose(1, 2, 0, 3).reshape(*stream.shape[1:3], -1)
+
+
 def leak_array(leak: tuple[int, ...]) -> NDArray[np.int64] | None:
     """Return a leak as kernels take it."""
     return None if leak == (1,) else np.array(leak, np.int64)

@@ -27,11 +27,7 @@ def row_of(kernel: int, channels: int) -> np.ndarray:
 
 
 def dirty_lists(pixels: int, rows: int) -> cpu.Lists:
-    return cpu.Lists(
-        np.full((pixels, cpu.capacity(rows)), 12345, np.uint16),
-        np.full((pixels, 16), -1, np.int32),
-        np.full((pixels, 4), -1, np.int32),
-    )
+    return np.full((pixels + 1, cpu.room_for(rows)), 12345, np.uint16)
 
 
 def four_steps(s):
@@ -44,23 +40,29 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
     words = to_words(s)
     height, width, channels = s.shape[2:]
     hi = len(words) if hi is None else hi
-    zero_row = kernel * kernel * words_for(channels) * WORD
-    lists = events, borders, counts = dirty_lists(hi - lo, zero_row)
-    near = dirty_lists(len(words), words_for(channels) * WORD)
+    inputs = words_for(channels) * WORD
+    zero_row = kernel * kernel * inputs
+    lists = dirty_lists(hi - lo, zero_row)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "_list_tasks", BUILDERS[builder])
-        if lo and kernel == 3:
-            cpu.list_pixels(words, 0, len(words), -1, *near)
-        cpu.list_events(words, height, width, kernel, lo, hi, lists, near)
+        if kernel == 1:
+            cpu.list_pixels(words, inputs, lists)
+        else:
+            near = dirty_lists(len(words), inputs)
+            cpu.list_pixels(words, -1, near)
+            cpu.merge_neighbours(near, height, width, inputs, lo, hi, lists)
     wanted = list_events(four_steps(s), kernel, row_of(kernel, channels))[lo:hi]
+    counts, borders = lists[:, cpu.COUNTS :], lists[:, cpu.BORDERS :]
+    rows_of, untouched = lists[:, cpu.HEADER :], lists[-1]
     for i, groups in enumerate(wanted):
         assert borders[i, 0] == 0
         for g, rows in enumerate(groups):
-            got = events[i, borders[i, g] : borders[i, g + 1]].tolist()
+            got = rows_of[i, borders[i, g] : borders[i, g + 1]].tolist()
             assert got == rows + [zero_row] * (len(rows) % 2), (i, GRAY[g])
         for t in range(4):
             at_t = sum(len(rows) for g, rows in enumerate(groups) if GRAY[g] >> t & 1)
             assert counts[i, t] == at_t, (i, t)
+    assert (untouched == 12345).all()
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
@@ -113,3 +115,25 @@ def test_a_neighbour_beyond_the_border_or_in_another_image_is_not_listed():
     lists = list_events(s, 3, row_of(3, 1))
     assert [sum(map(len, groups)) for groups in lists] == [0] * 4 + [4] * 4
     assert_lists(s, 3, "chosen")
+
+
+def test_a_tile_of_all_taps_reads_its_pixels_own_list():
+    assert cpu.visits(2, 3, 4, 1, 32).tolist() == [[32 * pixel for pixel in range(24)]]
+
+
+def test_a_tile_of_one_tap_reads_the_list_of_the_pixel_that_the_tap_sees():
+    images, height, width, room = 2, 3, 4, 32
+    visits = cpu.visits(images, height, width, 9, room).reshape(9, images, height, width)
+    for tap in range(9):
+        for b, y, x in np.ndindex(images, height, width):
+            v, u = y + tap // 3 - 1, x + tap % 3 - 1
+            inside = 0 <= v < height and 0 <= u < width
+            wanted = (b * height + v) * width + u if inside else images * height * width
+            assert visits[tap, b, y, x] == wanted * room
+
+
+@pytest.mark.parametrize("rows", [1, 64, 1000])
+def test_a_list_has_room_for_all_rows_in_any_groups_and_begins_on_a_cache_line(rows):
+    room = cpu.room_for(rows)
+    assert room >= cpu.HEADER + rows + 15 + cpu.SLACK
+    assert room * 2 % 64 == 0

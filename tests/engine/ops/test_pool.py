@@ -15,8 +15,10 @@ from tests.engine.ops.drawn import (
     assert_words,
     draw_integers,
     draw_spikes,
+    from_stream,
     leak_array,
     to_rows,
+    to_stream,
     to_words,
 )
 
@@ -96,14 +98,15 @@ def assert_pools_membranes(current, theta, leak, v=None):
     u = pool(current)
     wanted, after = fire(u, np.zeros_like(u[0]) if v is None else v, neuron)
     sites, panels = images * height * width // 4, words_for(channels)
-    stream = np.full((sites, 4, panels * WORD), -1, np.int32)
+    stream = np.full((panels, sites, 4, WORD), -1, np.int32)
     words = np.full((sites, 4, panels), GARBAGE)
     given = None if v is None else to_rows(v[None])[:, 0].copy()
     cpu.pool_membranes(
-        to_rows(current), height, width, stream, padded_to_words(theta, NEVER), leak_array(leak),
+        to_stream(current), height, width, stream, padded_to_words(theta, NEVER), leak_array(leak),
         given, v is not None, words, steps,
     )  # fmt: skip
-    assert np.array_equal(stream[:, :steps, :channels], to_rows(u)[:, :steps, :channels])
+    pooled = from_stream(stream)
+    assert np.array_equal(pooled[:, :steps, :channels], to_rows(u)[:, :steps, :channels])
     assert_words(words, wanted)
     if v is not None:
         assert np.array_equal(given[:, :channels], to_rows(after[None])[:, 0, :channels])

@@ -10,7 +10,7 @@ from tests.engine.ops.drawn import (
     STEPS,
     TOKENS,
     draw_integers,
-    to_rows,
+    to_stream,
 )
 
 from spikedriven.core.lif import lif
@@ -56,7 +56,7 @@ def assert_reads(u, step, v):
     tokens, classes = height * width, len(step.bias)
     wanted_scores, wanted, after = readout(u, step, v)
     sums = np.full((images, 4, words_for(channels) * WORD), -1, np.int64)
-    cpu.sum_tokens(to_rows(u), tokens, sums)
+    cpu.sum_tokens(to_stream(u), tokens, sums)
     total = u.sum(axis=(2, 3)).transpose(1, 0, 2)
     assert np.array_equal(sums[:, :steps, :channels], total)
     given, spikes = v.copy(), np.zeros((images, 4, channels), np.bool_)

@@ -15,8 +15,10 @@ from tests.engine.ops.drawn import (
     assert_words,
     draw_integers,
     draw_spikes,
+    from_stream,
     leak_array,
     to_rows,
+    to_stream,
     to_words,
 )
 
@@ -75,20 +77,22 @@ def stream_step(weight, leak=(1,), *, begins=False, fires=True):
     )
 
 
-def empty_lists(pixels, rows):
-    return events.Lists(
-        np.zeros((pixels, events.capacity(rows)), np.uint16),
-        np.zeros((pixels, 16), np.int32),
-        np.zeros((pixels, 4), np.int32),
-    )
-
-
-def lists_of(s, kernel):
-    words, (_, _, height, width, channels) = to_words(s), s.shape
+def lists_of(s, kernel, taps):
+    """List events as the engine does: lists, and which each tile of each pixel reads."""
+    words, (_, images, height, width, channels) = to_words(s), s.shape
     inputs = words_for(channels) * WORD
-    lists, near = empty_lists(len(words), kernel * kernel * inputs), empty_lists(len(words), inputs)
-    events.list_events(words, height, width, kernel, 0, len(words), lists, near)
-    return lists
+    near = np.zeros((len(words) + 1, events.room_for(inputs)), np.uint16)
+    if taps == 1:
+        events.list_pixels(words, inputs, near)
+        return near, events.visits(images, height, width, kernel**2, near.shape[1])
+    events.list_pixels(words, -1, near)
+    lists = np.zeros((len(words) + 1, events.room_for(taps * inputs)), np.uint16)
+    events.merge_neighbours(near, height, width, inputs, 0, len(words), lists)
+    return lists, events.visits(images, height, width, 1, lists.shape[1])
+
+
+def laid_out(step, taps):
+    return cpu.lay_out(step.weight, len(step.weight) ** 2 // taps)
 
 
 def membranes(v):
@@ -100,24 +104,24 @@ def shape_of(s, step):
     return (*s.shape[:4], step.weight.shape[-1])
 
 
-def run_fire(s, step, v=None, size=10):
+def run_fire(s, step, taps, v=None):
     """Run the kernel: packed spikes, and the membranes behind them where some were given."""
     n, panels = s[0, ..., 0].size, words_for(step.weight.shape[-1])
     words = np.full((n, 4, panels), GARBAGE)
     given = None if v is None else membranes(v)
     theta = cpu.padded_to_words(step.neuron.theta, cpu.NEVER)
     cpu.fire_layer(
-        cpu.lay_out(step.weight), *lists_of(s, len(step.weight)), cpu.padded_to_words(step.bias, 0),
-        theta, leak_array(step.neuron.leak), step.up, given, v is not None, words, 0, n, len(s),
-        size,
+        laid_out(step, taps), *lists_of(s, len(step.weight), taps),
+        cpu.padded_to_words(step.bias, 0), theta, leak_array(step.neuron.leak), step.up, given,
+        v is not None, words, 0, len(s),
     )  # fmt: skip
     return words, given
 
 
-def run_stream(s, step, before, v=None, size=10):
+def run_stream(s, step, before, taps, v=None):
     """Run the kernel on a copy of the stream [T, B, H, W, D]: the stream, spikes, membranes."""
-    stream = to_rows(before)
-    n, panels = len(stream), stream.shape[2] // WORD
+    stream = to_stream(before)
+    panels, n = stream.shape[:2]
     words = np.full((n, 4, panels), GARBAGE)
     given = None if v is None else membranes(v)
     theta = leak = None
@@ -125,36 +129,45 @@ def run_stream(s, step, before, v=None, size=10):
         theta = cpu.padded_to_words(step.neuron.theta, cpu.NEVER)
         leak = leak_array(step.neuron.leak)
     cpu.stream_layer(
-        cpu.lay_out(step.weight), *lists_of(s, len(step.weight)), cpu.gain_digits(step.gain),
+        laid_out(step, taps), *lists_of(s, len(step.weight), taps), cpu.gain_digits(step.gain),
         cpu.padded_to_words(step.bias, 0), step.down, stream, step.begins, theta, leak, given,
-        v is not None, words, 0, n, len(s), size,
+        v is not None, words, 0, len(s),
     )  # fmt: skip
-    return stream, words, given
+    return from_stream(stream), words, given
 
 
-def assert_fires(s, step, v=None, size=10):
+def tilings(step):
+    """Return the numbers of taps that a list may cover."""
+    return {1, len(step.weight) ** 2}
+
+
+def assert_fires(s, step, v=None):
     at_rest = np.zeros(shape_of(s, step)[1:], np.int64)
     wanted, after = fire(fire_current(s, step), at_rest if v is None else v, step.neuron)
-    words, given = run_fire(s, step, v, size)
-    assert_words(words, wanted)
-    if v is not None:
-        assert np.array_equal(given[:, : after.shape[-1]], membranes(after)[:, : after.shape[-1]])
+    for taps in tilings(step):
+        words, given = run_fire(s, step, taps, v)
+        assert_words(words, wanted)
+        if v is not None:
+            channels = after.shape[-1]
+            assert np.array_equal(given[:, :channels], membranes(after)[:, :channels])
     return wanted
 
 
-def assert_streams(s, step, v=None, size=10):
+def assert_streams(s, step, v=None):
     before = draw_integers(*shape_of(s, step), most=1 << 20, seed=6)
     u = stream_current(s, step) + (0 if step.begins else before)
-    stream, words, given = run_stream(s, step, before, v, size)
-    channels = u.shape[-1]
-    assert np.array_equal(stream[:, : len(s), :channels], to_rows(u)[:, : len(s), :channels])
-    if step.neuron is None:
-        assert (words == GARBAGE).all()
-        return None
-    wanted, after = fire(u, np.zeros_like(u[0]) if v is None else v, step.neuron)
-    assert_words(words, wanted)
-    if v is not None:
-        assert np.array_equal(given[:, :channels], membranes(after)[:, :channels])
+    channels, wanted = u.shape[-1], None
+    if step.neuron is not None:
+        wanted, after = fire(u, np.zeros_like(u[0]) if v is None else v, step.neuron)
+    for taps in tilings(step):
+        stream, words, given = run_stream(s, step, before, taps, v)
+        assert np.array_equal(stream[:, : len(s), :channels], to_rows(u)[:, : len(s), :channels])
+        if wanted is None:
+            assert (words == GARBAGE).all()
+            continue
+        assert_words(words, wanted)
+        if v is not None:
+            assert np.array_equal(given[:, :channels], membranes(after)[:, :channels])
     return wanted
 
 
@@ -241,11 +254,31 @@ def test_a_layer_without_neurons_only_adds(width, begins):
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("size", [1, 7, 40, 1000])
-def test_neither_threads_nor_the_size_of_tasks_change_anything(width, size):
+@pytest.mark.parametrize("block", [1, 7, 40])
+@pytest.mark.parametrize("near", [0, 1 << 30])
+def test_neither_threads_nor_the_size_and_order_of_tasks_change_anything(width, block, near):
     s, weight = draw_spikes(4, 2, 4, 5, 20), draw_weight(width, 3, 20, 130)
-    assert_fires(s, fire_step(weight), size=size)
-    assert_streams(s, stream_step(weight), size=size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "BLOCK", block)
+        patch.setattr(cpu, "NEAR", near)
+        cpu._schedule.cache_clear()
+        assert_fires(s, fire_step(weight))
+        assert_streams(s, stream_step(weight))
+    cpu._schedule.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+@pytest.mark.parametrize(("panels", "pixels", "tiles"), [(1, 1, 1), (3, 1000, 1), (12, 784, 9)])
+def test_tasks_cover_every_pixel_of_every_panel_once_and_threads_share_them_equally(
+    threads, panels, pixels, tiles
+):
+    tasks, _ = cpu._schedule(panels, 6400, 1, 5, pixels, pixels + 9, tiles, threads)
+    done = np.zeros((panels, pixels), np.int64)
+    for task in tasks:
+        first = task[cpu._PIXEL]
+        done[task[cpu._PANEL] // WORD, first : first + task[cpu._PIXELS]] += 1
+    assert (done == 1).all()
+    assert pixels < threads or len(tasks) % threads == 0
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -260,26 +293,36 @@ def test_the_largest_weights_all_driven_add_up_exactly(width, inputs, sign):
         name="layer", source="s", weight=weight, bias=np.zeros(65, np.int32), up=0, neuron=silent
     )
     assert_fires(s, step, np.zeros((1, 3, 3, 65), np.int64))
-    _, given = run_fire(s[:1], step, np.zeros((1, 3, 3, 65), np.int64))
+    _, given = run_fire(s[:1], step, 9, np.zeros((1, 3, 3, 65), np.int64))
     assert abs(int(given[4, 0])) == (9 * inputs * MOST[width] + (given[4, 0] < 0)) // 2
     assert_streams(s, stream_step(weight, begins=True))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pixels_of_a_later_list_land_in_their_place(width):
-    s, step = draw_spikes(4, 2, 3, 4, 20), fire_step(draw_weight(width, 1, 20, 65))
-    lists, borders, counts = lists_of(s, 1)
+    s, weight = draw_spikes(4, 2, 3, 4, 20), draw_weight(width, 1, 20, 65)
+    fires, streams = fire_step(weight), stream_step(weight)
+    lists, _ = lists_of(s, 1, 1)
     words = np.full((24, 4, 2), GARBAGE)
-    theta = cpu.padded_to_words(step.neuron.theta, cpu.NEVER)
+    before = draw_integers(*shape_of(s, streams), most=1 << 20, seed=6)
+    stream, behind = to_stream(before), np.full((24, 4, 2), GARBAGE)
+    theta = cpu.padded_to_words(fires.neuron.theta, cpu.NEVER)
     for lo, hi in ((0, 10), (10, 24)):
+        visits = events.visits(1, 1, hi - lo, 1, lists.shape[1])
         cpu.fire_layer(
-            cpu.lay_out(step.weight), lists[lo:hi], borders[lo:hi], counts[lo:hi],
-            cpu.padded_to_words(step.bias, 0), theta, None, step.up, None, False, words, lo,
-            hi - lo, 4, 3,
+            cpu.lay_out(weight), lists[lo : hi + 1], visits, cpu.padded_to_words(fires.bias, 0),
+            theta, None, fires.up, None, False, words, lo, 4,
+        )  # fmt: skip
+        cpu.stream_layer(
+            cpu.lay_out(weight), lists[lo : hi + 1], visits, cpu.gain_digits(streams.gain),
+            cpu.padded_to_words(streams.bias, 0), streams.down, stream, streams.begins, None, None,
+            None, False, behind, lo, 4,
         )  # fmt: skip
         assert (words[hi:] == GARBAGE).all()
     at_rest = np.zeros((2, 3, 4, 65), np.int64)
-    assert_words(words, fire(fire_current(s, step), at_rest, step.neuron)[0])
+    assert_words(words, fire(fire_current(s, fires), at_rest, fires.neuron)[0])
+    u = to_rows(stream_current(s, streams) + before)
+    assert np.array_equal(from_stream(stream)[..., :65], u[..., :65])
 
 
 # ------------------------------------------------------------------ how weights are laid out
@@ -288,8 +331,10 @@ def test_pixels_of_a_later_list_land_in_their_place(width):
 def test_digits_of_a_gain_make_the_gain():
     gain = np.array([m << e for e in range(16) for m in (4, 5, 6, 7)], np.int32)
     digits = cpu.gain_digits(gain)[:, : len(gain)].astype(np.int64)
-    a, b, c, d, e, f = -digits  # masks: minus one where the digit is set
-    assert np.array_equal((4 + 2 * a + b) << (8 * c + 4 * d + 2 * e + f), gain)
+    a, b, c, d, e, f = -digits[:6]  # masks: minus one where the digit is set
+    places = 8 * c + 4 * d + 2 * e + f
+    assert np.array_equal((4 + 2 * a + b) << places, gain)
+    assert np.array_equal(digits[6], places)
 
 
 def test_padding_keeps_the_values_and_fills_whole_words():

@@ -4,11 +4,15 @@ For a pixel, or a pixel and its neighbours, the rows of weights to add, grouped 
 the four steps in which the channel fired. A channel's row is then loaded once, however often it
 fired. The groups follow one another in a Gray code, so that between two of them a single step
 begins or ends: that is what lets `synapse` keep one running sum instead of fifteen.
+
+A list belongs to a tile of weights: a whole kernel or, where that would not fit the cache, one of
+its taps. The taps then read the same lists, each those of other pixels (`visits`).
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -28,6 +32,7 @@ from spikedriven.engine.simd import (
     equal,
     has_compress,
     load_i16,
+    load_i16x16,
     lowest_bit,
     mask_32,
     peek,
@@ -35,9 +40,13 @@ from spikedriven.engine.simd import (
     poke,
     select,
     splat_i16,
+    splat_i16x16,
     store,
 )
 
+TILE_ROWS = 2048
+"""Rows of a kernel that is one tile. A tile's first-level cache misses cost more from here on than
+a list for each of nine tiles."""
 BLOCK = 16
 """Pixels of a task."""
 SLACK = 64
@@ -52,21 +61,27 @@ _COMPRESS = has_compress()
 Array = NDArray[Any]
 
 
-class Lists(NamedTuple):
-    """Events of some pixels."""
+Lists = NDArray[np.uint16]
+"""Lists of events of n pixels, and behind them an empty one for what lies beyond a border:
+[n + 1, room]. In a list stand, one after the other:
 
-    events: NDArray[np.uint16]
-    """[pixels, capacity]: rows of weights; a group of odd length is filled up with the row of
-    zeros, the one behind the last."""
-    borders: NDArray[np.int32]
-    """[pixels, 16]: group g of the Gray code is events[borders[g] : borders[g + 1]]."""
-    counts: NDArray[np.int32]
-    """[pixels, 4]: spikes in sight of the pixel at each step."""
+- COUNTS: spikes at each of four steps;
+- BORDERS: 16 places, counted from HEADER on: group g of the Gray code is what lies between places
+  g and g + 1;
+- from HEADER on, rows within a tile of weights. A group of odd length is filled up with the row of
+  zeros, the one behind the tile's last.
+"""
+COUNTS, BORDERS, HEADER = 0, 4, 32
 
 
-def capacity(rows: int) -> int:
-    """Return how many entries the list of one pixel may need: all rows, each group made even."""
-    return rows + len(GRAY) + SLACK
+def room_for(rows: int) -> int:
+    """Return the entries of a list in whole cache lines: all rows, and each group made even."""
+    return -(-(HEADER + rows + len(GRAY) + SLACK) // 32) * 32
+
+
+def taps_listed(kernel: int, inputs: int) -> int:
+    """Return how many taps a list covers: all, or one; a tap has `inputs` rows."""
+    return kernel**2 if kernel**2 * inputs <= TILE_ROWS else 1
 
 
 @intrinsic
@@ -98,23 +113,26 @@ def _collect_vector(b0, b1, b2, b3, row, ids, codes, m):
 
 
 @njit(forceinline=True)
-def _sort_vector(ids, codes, m, filler, events, at, borders, n):
+def _sort_vector(ids, codes, m, filler, lists, at):
     store(codes, m, splat_i16(0))
+    border = at + BORDERS
+    at += HEADER
     begin = at
-    poke(borders, n, 0)
+    poke(lists, border, 0)
     for place in range(15):
         first = at
         wanted = splat_i16(_GRAY[place])
         j = 0
         while j < m:
             mask = equal(load_i16(codes, j), wanted)
-            store(events, at, compress(load_i16(ids, j), mask))
+            store(lists, at, compress(load_i16(ids, j), mask))
             at += count_bits(bits_of(mask))
             j += 32
         if filler >= 0 and (at - first) & 1:
-            poke(events, at, filler)
+            poke(lists, at, filler)
             at += 1
-        poke(borders, n + place + 1, at - begin)
+        border += 1
+        poke(lists, border, at - begin)
 
 
 @njit(forceinline=True)
@@ -134,51 +152,45 @@ def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
 
 
 @njit(forceinline=True)
-def _sort_scalar(ids, codes, m, filler, events, at, borders, n):
+def _sort_scalar(ids, codes, m, filler, lists, at):
     cursor = np.zeros(16, np.int64)
     for j in range(m):
         cursor[_PLACE[codes[j]]] += 1
+    border = at + BORDERS
+    at += HEADER
     begin = at
-    poke(borders, n, 0)
+    poke(lists, border, 0)
     for place in range(15):
         number = cursor[place]
         cursor[place] = at
         at += number
         if filler >= 0 and number & 1:
-            poke(events, at, filler)
+            poke(lists, at, filler)
             at += 1
-        poke(borders, n + place + 1, at - begin)
+        border += 1
+        poke(lists, border, at - begin)
     for j in range(m):
         place = _PLACE[codes[j]]
-        events[cursor[place]] = ids[j]
+        lists[cursor[place]] = ids[j]
         cursor[place] += 1
 
 
-def list_pixels(
-    words: Words, lo: int, hi: int, filler: int, events: Array, borders: Array, counts: Array
-) -> None:
-    """List the events of pixels lo ... hi - 1, each for itself.
+def list_pixels(words: Words, filler: int, lists: Lists) -> None:
+    """List the events of every pixel for itself.
 
     Args:
         words: Packed spikes, uint64 [n, 4, P].
-        lo: First pixel.
-        hi: One past the last.
-        filler: What fills a group of odd length up: the row of zeros, the one behind the last. -1
-            leaves it odd.
-        events: Filled: uint16 [hi - lo, capacity], channels that fired at some step, by groups.
-        borders: Filled: int32 [hi - lo, 16]; group g of the Gray code is borders[g] : borders[g+1].
-        counts: Filled: int32 [hi - lo, 4], spikes at each step.
+        filler: What fills a group of odd length up: the row of zeros. -1 leaves it odd.
+        lists: Filled, but for the last.
     """
-    panels, room = words.shape[2], events.shape[1]
-    tasks = strides(-(-(hi - lo) // BLOCK), BLOCK * GROUP * panels, BLOCK * room, BLOCK)
-    _list_tasks(
-        tasks, words[lo:hi].reshape(-1), panels, hi - lo, filler, events.reshape(-1), room,
-        borders.reshape(-1), counts.reshape(-1),
-    )  # fmt: skip
+    pixels, _, panels = words.shape
+    room = lists.shape[1]
+    tasks = strides(-(-pixels // BLOCK), BLOCK * GROUP * panels, BLOCK * room, BLOCK)
+    _list_tasks(tasks, words.reshape(-1), panels, pixels, filler, lists.reshape(-1), room)
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
-def _list_tasks(tasks, words, panels, pixels, filler, events, room, borders, counts):
+def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
     step_1 = panels
     step_2 = step_1 + panels
     step_3 = step_2 + panels
@@ -209,15 +221,14 @@ def _list_tasks(tasks, words, panels, pixels, filler, events, room, borders, cou
                 row += WORD
                 word += 1
             word += step_3
-            n = i << 2
-            poke(counts, n, n0)
-            poke(counts, n + 1, n1)
-            poke(counts, n + 2, n2)
-            poke(counts, n + 3, n3)
+            poke(lists, at, n0)
+            poke(lists, at + 1, n1)
+            poke(lists, at + 2, n2)
+            poke(lists, at + 3, n3)
             if _COMPRESS:
-                _sort_vector(ids, codes, m, filler, events, at, borders, i << 4)
+                _sort_vector(ids, codes, m, filler, lists, at)
             else:
-                _sort_scalar(ids, codes, m, filler, events, at, borders, i << 4)
+                _sort_scalar(ids, codes, m, filler, lists, at)
             at += room
             i += 1
 
@@ -236,83 +247,75 @@ def merge_neighbours(
         hi: One past the last.
         lists: Filled for pixels lo ... hi - 1, groups of even length.
     """
-    near_room, room = near.events.shape[1], lists.events.shape[1]
+    near_room, room = near.shape[1], lists.shape[1]
     first = np.arange(lo, hi, BLOCK)
-    tasks = flat([first % width, first // width % height, first, (first - lo) * room])
+    tasks = flat([first % width, first // width % height, first])
     place = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
     _merge_tasks(
-        tasks, place, place * near_room, np.arange(10) * inputs, lo,
-        strides(len(near.events), near_room), near.events.reshape(-1), near.borders.reshape(-1),
-        near.counts.reshape(-1), height, width, hi, lists.events.reshape(-1), room,
-        lists.borders.reshape(-1), lists.counts.reshape(-1),
+        tasks, place * near_room, np.arange(10) * inputs, strides(len(near), near_room),
+        near.reshape(-1), height, width, lo, hi, strides(len(lists), room), lists.reshape(-1),
     )  # fmt: skip
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def _merge_tasks(
-    tasks, places, jumps, tap_rows, lo, near_starts, near, near_borders, near_counts, height, width,
-    hi, events, room, borders, counts,
+    tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
 ):  # fmt: skip
     for task in prange(tasks.size >> SCHEDULE_ROW):
         plan = task << SCHEDULE_ROW
-        x, y = peek(tasks, plan), peek(tasks, plan + 1)
-        pixel, begin = peek(tasks, plan + 2), peek(tasks, plan + 3)
+        x, y, pixel = peek(tasks, plan), peek(tasks, plan + 1), peek(tasks, plan + 2)
         last = min(pixel + BLOCK, hi)
-        border = np.empty(9, np.int64)  # of the taps in sight: where their groups' borders stand
+        sources = np.empty(9, np.int64)  # of the taps in sight: their lists
         starts = np.empty(9, np.int64)  # where their next group begins
-        origins = np.empty(9, np.int64)  # where their lists begin
         rows = np.empty(9, np.int64)
         while pixel < last:
             own = peek(near_starts, pixel << SCHEDULE_ROW)
+            begin = peek(starts_of_lists, (pixel - lo) << SCHEDULE_ROW)
             taps = 0
             n0 = n1 = n2 = n3 = 0
             tap = 0
             for dy in range(-1, 2):
                 for dx in range(-1, 2):
                     if 0 <= y + dy < height and 0 <= x + dx < width:
-                        source = pixel + peek(places, tap)
-                        poke(border, taps, (source << 4) + 1)
-                        poke(starts, taps, own + peek(jumps, tap))
-                        poke(origins, taps, own + peek(jumps, tap))
+                        source = own + peek(jumps, tap)
+                        poke(sources, taps, source)
+                        poke(starts, taps, source + HEADER)
                         poke(rows, taps, peek(tap_rows, tap))
                         taps += 1
-                        n = source << 2
-                        n0 += peek(near_counts, n)
-                        n1 += peek(near_counts, n + 1)
-                        n2 += peek(near_counts, n + 2)
-                        n3 += peek(near_counts, n + 3)
+                        n0 += peek(near, source)
+                        n1 += peek(near, source + 1)
+                        n2 += peek(near, source + 2)
+                        n3 += peek(near, source + 3)
                     tap += 1
-            i = pixel - lo
-            n = i << 2
-            poke(counts, n, n0)
-            poke(counts, n + 1, n1)
-            poke(counts, n + 2, n2)
-            poke(counts, n + 3, n3)
-            at = begin
-            n = i << 4
-            poke(borders, n, 0)
-            for place in range(15):
+            poke(lists, begin, n0)
+            poke(lists, begin + 1, n1)
+            poke(lists, begin + 2, n2)
+            poke(lists, begin + 3, n3)
+            border = begin + BORDERS
+            poke(lists, border, 0)
+            at = begin + HEADER
+            for place in range(BORDERS + 1, BORDERS + 16):
                 first = at
                 tap = 0
                 while tap < taps:
-                    j = peek(starts, tap)
-                    end = peek(origins, tap) + peek(near_borders, peek(border, tap) + place)
+                    j, source = peek(starts, tap), peek(sources, tap)
+                    end = source + HEADER + peek(near, source + place)
                     poke(starts, tap, end)
-                    shift = splat_i16(peek(rows, tap))
-                    store(events, at, load_i16(near, j) + shift)  # rarely more than this
+                    shift = splat_i16x16(peek(rows, tap))
+                    store(lists, at, load_i16x16(near, j) + shift)  # rarely more than this
                     number = end - j
-                    while number > 32:
-                        at += 32
-                        j += 32
-                        number -= 32
-                        store(events, at, load_i16(near, j) + shift)
+                    while number > 16:
+                        at += 16
+                        j += 16
+                        number -= 16
+                        store(lists, at, load_i16x16(near, j) + shift)
                     at += number
                     tap += 1
                 if (at - first) & 1:
-                    poke(events, at, peek(tap_rows, 9))
+                    poke(lists, at, peek(tap_rows, 9))  # the row of zeros
                     at += 1
-                poke(borders, n + place + 1, at - begin)
-            begin += room
+                border += 1
+                poke(lists, border, at - begin - HEADER)
             pixel += 1
             x += 1
             if x == width:
@@ -322,26 +325,19 @@ def _merge_tasks(
                     y = 0
 
 
-def list_events(
-    words: Words, height: int, width: int, kernel: int, lo: int, hi: int, lists: Lists, near: Lists
-) -> None:
-    """List the events of pixels lo ... hi - 1.
+@lru_cache(maxsize=64)
+def visits(images: int, height: int, width: int, tiles: int, room: int) -> NDArray[np.int64]:
+    """Return where the list stands that each tile of each pixel reads: [tiles, pixels].
 
-    Args:
-        words: Packed spikes, uint64 [B * height * width, 4, P].
-        height: Pixels along y.
-        width: Pixels along x.
-        kernel: 1 or 3.
-        lo: First pixel.
-        hi: One past the last.
-        lists: Filled for pixels lo ...
-        near: The lists of all pixels for themselves, which a 3x3 kernel merges: filled where
-            lo = 0, and needed for the pixels that follow. Unused by a 1x1 kernel.
+    One tile reads the pixel's own list. Of nine, each reads that of a pixel in the 3x3
+    neighbourhood; beyond the border it is the empty list.
     """
-    inputs = words.shape[2] * WORD
-    if kernel == 1:
-        list_pixels(words, lo, hi, inputs, *lists)
-        return
-    if lo == 0:
-        list_pixels(words, 0, len(words), -1, *near)
-    merge_neighbours(near, height, width, inputs, lo, hi, lists)
+    pixels = images * height * width
+    own = np.arange(pixels)
+    if tiles == 1:
+        return own[None] * room
+    framed = np.full((images, height + 2, width + 2), pixels)
+    framed[:, 1:-1, 1:-1] = own.reshape(images, height, width)
+    taps = [(dy, dx) for dy in range(3) for dx in range(3)]
+    seen = [framed[:, dy : dy + height, dx : dx + width].reshape(-1) for dy, dx in taps]
+    return np.stack(seen) * room

@@ -9,10 +9,10 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import Words
+from spikedriven.engine.bits import GROUP, WORD, Words
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.schedule import ROW, flat
-from spikedriven.engine.simd import at_least, load_i32, peek, select, splat_i32, store
+from spikedriven.engine.simd import at_least, load_i32, peek, poke, select, splat_i32, store
 
 Array = NDArray[Any]
 
@@ -77,25 +77,43 @@ def pool_membranes(
     """Take the maximum over 3x3 pixels at every second one: the stream begins; fire on it.
 
     Args:
-        currents: int32 [B * height * width, 4, C], C a multiple of 64.
+        currents: int32 [panels, B * height * width, 4, 64].
         height: Pixels along y, even.
         width: Pixels along x, even.
-        stream: Filled, int32 [B * height / 2 * width / 2, 4, C].
-        theta: int32 [C].
+        stream: Filled, int32 [panels, B * height / 2 * width / 2, 4, 64].
+        theta: int32 [64 panels].
         leak: None for tau = 2, else int64: 1/tau as shifts to the right.
-        v: Membranes, int32 [n, C], written back; None to begin at rest and forget them.
+        v: Membranes, int32 [n, 64 panels], written back; None to begin at rest and forget them.
         resume: Read the membranes from `v` first; else begin at rest.
-        words: Filled, uint64 [n, 4, C / 64].
+        words: Filled, uint64 [n, 4, panels].
         steps: How many of the four steps are real; the others stay silent.
     """
-    size, channels = currents[0].size, currents.shape[2]
-    lines = _lines(len(stream), height, width, 2, size)
-    words[...] = 0
+    panels, sites = stream.shape[:2]
+    lines = _lines_of_panels(panels, sites, height, width)
     membranes = None if v is None else v.reshape(-1)
     _pool_membranes(
-        lines, currents.reshape(-1), width, size, width * size, channels, stream.reshape(-1), theta,
-        leak, membranes, resume, words.reshape(-1), steps,
+        lines, currents.reshape(-1), width, width * GROUP * WORD, panels, stream.reshape(-1),
+        theta, leak, membranes, resume, words.reshape(-1), steps,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _lines_of_panels(panels: int, sites: int, height: int, width: int) -> NDArray[np.int64]:
+    """Return per panel and line: channel; places of value, source, word, membrane; line above?"""
+    lines = sites // (width // 2)
+    panel, line = np.arange(panels).repeat(lines), np.tile(np.arange(lines), panels)
+    pixel, y = line * (width // 2), line % (height // 2) * 2
+    source = (panel * sites * 4 + line // (height // 2) * height * width + y * width) * GROUP * WORD
+    return flat(
+        [
+            panel * WORD,
+            (panel * sites + pixel) * GROUP * WORD,
+            source,
+            pixel * GROUP * panels + panel,
+            (pixel * panels + panel) * WORD,
+            (y > 0).astype(np.int64),
+        ]
+    )
 
 
 @njit(forceinline=True)
@@ -104,56 +122,60 @@ def _larger(x, y):
 
 
 @njit(forceinline=True)
-def _largest_of_line(currents, at, size, left, right):
-    most = load_i32(currents, at)
+def _largest_of_line(currents, at, left):
+    # A pixel is 256 numbers away: four steps of 64 channels. Sides are even, and every second
+    # pixel is asked for, so that there is always one to the right, and a line below.
+    most = _larger(load_i32(currents, at), load_i32(currents, at + 256))
     if left:
-        most = _larger(most, load_i32(currents, at - size))
-    if right:
-        most = _larger(most, load_i32(currents, at + size))
+        most = _larger(most, load_i32(currents, at - 256))
     return most
 
 
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def _pool_membranes(
-    lines, currents, width, size, row, channels, stream, theta, leak, v, resume, words, steps
+    lines, currents, width, row, panels, stream, theta, leak, v, resume, words, steps
 ):
-    panels = channels >> 6
+    channels = panels << 6
     for line in prange(lines.size >> ROW):
         plan = line << ROW
-        to, middle = peek(lines, plan + 1), peek(lines, plan + 2)
-        above, below = peek(lines, plan + 3), peek(lines, plan + 4)
-        site, word = to >> 2, to >> 6
+        first, to, middle = peek(lines, plan), peek(lines, plan + 1), peek(lines, plan + 2)
+        word, site = peek(lines, plan + 3), peek(lines, plan + 4)
+        above = peek(lines, plan + 5)
         x = 0
         while x < width:
-            left, right = x > 0, x < width - 1
-            for c in range(0, channels, 16):
+            left = x > 0
+            w0 = w1 = w2 = w3 = np.uint64(0)
+            for c in range(0, 64, 16):
                 u = splat_i32(0)
                 if v is not None and resume:
                     u = load_i32(v, site + c)
                 step = c
-                bit = word + (c >> 6)
                 for t in range(4):
                     if t < steps:
                         at = middle + step
-                        most = _largest_of_line(currents, at, size, left, right)
+                        most = _largest_of_line(currents, at, left)
+                        most = _larger(most, _largest_of_line(currents, at + row, left))
                         if above:
-                            line_above = _largest_of_line(currents, at - row, size, left, right)
-                            most = _larger(most, line_above)
-                        if below:
-                            line_below = _largest_of_line(currents, at + row, size, left, right)
-                            most = _larger(most, line_below)
+                            most = _larger(most, _largest_of_line(currents, at - row, left))
                         store(stream, to + step, most)
-                        u, bits = fire_16(most, u, load_i32(theta, c), leak)
-                        words[bit] |= bits << np.uint64(c & 63)
-                        step += channels
-                        bit += panels
+                        u, bits = fire_16(most, u, load_i32(theta, first + c), leak)
+                        bits = bits << np.uint64(c)
+                        w0 |= bits if t == 0 else np.uint64(0)
+                        w1 |= bits if t == 1 else np.uint64(0)
+                        w2 |= bits if t == 2 else np.uint64(0)
+                        w3 |= bits if t == 3 else np.uint64(0)
+                        step += 64
                 if v is not None:
                     store(v, site + c, u)
+            at = word
+            for bits in (w0, w1, w2, w3):
+                poke(words, at, bits)
+                at += panels
             x += 2
-            to += size
+            to += 256
             site += channels
             word += panels << 2
-            middle += size + size
+            middle += 512
 
 
 def dilate_channels(words: Words, first: Words, last: Words) -> None:

@@ -5,8 +5,12 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 from numpy.typing import NDArray
+
+from spikedriven.engine.bits import GROUP, WORD
+from spikedriven.engine.schedule import ROW, strides
+from spikedriven.engine.simd import peek
 
 Array = NDArray[Any]
 
@@ -15,24 +19,30 @@ def sum_tokens(stream: Array, tokens: int, sums: Array) -> None:
     """Add up the stream over the tokens of an image.
 
     Args:
-        stream: int32 [B * tokens, 4, C].
+        stream: int32 [panels, B * tokens, 4, 64].
         tokens: Tokens of an image.
-        sums: Filled, int64 [B, 4, C].
+        sums: Filled, int64 [B, 4, 64 panels].
     """
+    panels, sites = stream.shape[:2]
     sums[...] = 0
-    _sum(stream.reshape(-1), tokens, sums[0].size, sums.reshape(-1))
+    places = strides(panels, WORD, sites * GROUP * WORD)
+    _sum(places, stream.reshape(-1), tokens, panels * WORD, sums.reshape(-1))
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def _sum(stream, tokens, size, sums):
-    at = 0
-    for image in range(0, sums.size, size):
-        total = sums[image : image + size]
-        for _ in range(tokens):
-            row = stream[at : at + size]
-            for c in range(size):
-                total[c] += row[c]
-            at += size
+@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+def _sum(places, stream, tokens, channels, sums):
+    for panel in prange(places.size >> ROW):
+        row, at = peek(places, panel << ROW), peek(places, (panel << ROW) + 1)
+        while row < sums.size:  # an image
+            for _ in range(tokens):
+                step = row
+                for _ in range(4):
+                    values, total = stream[at : at + 64], sums[step : step + 64]
+                    for c in range(64):
+                        total[c] += values[c]
+                    at += 64
+                    step += channels
+            row += channels << 2
 
 
 def fire_sums(sums: Array, theta: Array, leak: Array, v: Array, spikes: Array, steps: int) -> None:

@@ -1,25 +1,28 @@
 """Spikes through weights, event by event, with the neurons behind them in the same registers.
 
-A panel is 64 output channels. For each pixel the rows of its events are added to one running sum;
-where the Gray code of the events' groups lets a step begin, that step's sum gives the running sum
-away, and where it ends, takes it back. Two rows are first added in their own narrow width, so that
-the odd elements can be split off by a shift; the even ones are stored with an offset that keeps
-them positive, and what that added is taken off once per pixel. All sums wrap around; the compiler
-(`compile.py`) proves that the final ones fit.
+A panel is 64 output channels, a tile a part of its rows that lies in the first-level cache. For
+each pixel the rows of its events are added to one running sum; where the Gray code of the events'
+groups lets a step begin, that step's sum gives the running sum away, and where it ends, takes it
+back. Between two tiles the sums of a block of pixels are set aside. Two rows are first added in
+their own narrow width, so that the odd elements can be split off by a shift; the even ones are
+stored with an offset that keeps them positive, and what that added is taken off once per pixel.
+All sums wrap around; the compiler (`compile.py`) proves that the final ones fit.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import get_num_threads, njit, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from spikedriven.engine.bits import GROUP, WORD, Words, words_for
 from spikedriven.engine.memory import zeros
+from spikedriven.engine.ops.events.cpu import BORDERS, HEADER, Lists
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.plan import Integers
 from spikedriven.engine.simd import (
@@ -27,6 +30,7 @@ from spikedriven.engine.simd import (
     as_i32,
     both,
     differ,
+    has_shift_each,
     high_half,
     load_i8,
     load_i16,
@@ -37,6 +41,7 @@ from spikedriven.engine.simd import (
     poke,
     prefetch,
     shift_left,
+    shift_left_each,
     shift_right,
     splat_i16,
     splat_i32,
@@ -48,27 +53,28 @@ OFFSET = {np.dtype(np.int8): 64, np.dtype(np.int16): 16384}
 
 Array = NDArray[Any]
 
+_SHIFT_EACH = has_shift_each()
 NEVER = np.iinfo(np.int32).max
 """Threshold of a channel that is only padding."""
 
 
-def lay_out(weight: Integers) -> Integers:
-    """Arrange weights [k, k, C, D] as rows for the kernels: [panels, rows + 1, 64].
+def lay_out(weight: Integers, tiles: int = 1) -> Integers:
+    """Arrange weights [k, k, C, D] as rows for the kernels: [panels, tiles, rows + 1, 64].
 
-    Rows are taps times input channels (padded to words); the last is zeros.
+    Rows are taps times input channels (padded to words), k * k / tiles taps in a tile; the last of
+    each tile is zeros.
     """
     kernel, _, channels, outputs = weight.shape
     taps, inputs, panels = kernel * kernel, words_for(channels) * WORD, words_for(outputs)
     padded = np.zeros((taps, inputs, panels * WORD), weight.dtype)
     padded[:, :channels, :outputs] = weight.reshape(taps, channels, outputs)
-    by_panel = padded.reshape(taps * inputs, panels, WORD).transpose(1, 0, 2)
-    rows = zeros((panels, taps * inputs + 1, WORD), weight.dtype)
     half = 32 if weight.dtype == np.int8 else 16  # lanes of the widened vector
-    split = by_panel.reshape(panels, taps * inputs, WORD // (2 * half), 2, half)
-    target = np.zeros((panels, taps * inputs, WORD // (2 * half), half, 2), weight.dtype)
-    target[..., 0] = split[..., 0, :] + weight.dtype.type(OFFSET[weight.dtype])
-    target[..., 1] = split[..., 1, :]
-    rows[:, :-1] = target.reshape(panels, taps * inputs, WORD)
+    size = taps * inputs // tiles
+    split = padded.reshape(tiles, size, panels, WORD // (2 * half), 2, half)
+    split = split.transpose(2, 0, 1, 3, 5, 4).copy()
+    split[..., 0] += weight.dtype.type(OFFSET[weight.dtype])
+    rows = zeros((panels, tiles, size + 1, WORD), weight.dtype)
+    rows[:, :, :-1] = split.reshape(panels, tiles, size, WORD)
     return rows
 
 
@@ -81,9 +87,10 @@ def padded_to_words(values: Integers, fill: int) -> NDArray[np.int32]:
 
 
 def gain_digits(gain: Integers) -> NDArray[np.int32]:
-    """Split gains into what the kernels add: int32 [6, C], masks.
+    """Split gains into what the kernels add: int32 [7, C].
 
-    A gain is (4 + 2 a + b) << (8 c + 4 d + 2 e + f): rows are a to f, -1 where set.
+    A gain is (4 + 2 a + b) << n with n = 8 c + 4 d + 2 e + f: rows are a to f as masks, -1 where
+    set, and n.
     """
     padded = padded_to_words(gain, 4).astype(np.int64)
     exponent = np.zeros(len(padded), np.int64)
@@ -92,7 +99,7 @@ def gain_digits(gain: Integers) -> NDArray[np.int32]:
         padded = np.where(large, padded >> 1, padded)
     digits = [-((padded >> 1) & 1), -(padded & 1)]
     digits += [-((exponent >> place) & 1) for place in (3, 2, 1, 0)]
-    return np.stack(digits).astype(np.int32)
+    return np.stack([*digits, exponent]).astype(np.int32)
 
 
 # ------------------------------------------------------------------ sums of one pixel and panel
@@ -131,6 +138,53 @@ def _minus_typed(x, y):
     return lambda x, y: (x[0] - y[0], x[1] - y[1], x[2] - y[2], x[3] - y[3])
 
 
+def _set_aside(rows, pixels):
+    raise NotImplementedError
+
+
+@overload(_set_aside, inline="always")
+def _set_aside_typed(rows, pixels):
+    # Room for the sums of four steps of so many pixels.
+    if rows.dtype == types.int8:
+        return lambda rows, pixels: np.empty(pixels << 8, np.int16)
+    return lambda rows, pixels: np.empty(pixels << 8, np.int32)
+
+
+def _take_up(aside, at):
+    raise NotImplementedError
+
+
+@overload(_take_up, inline="always")
+def _take_up_typed(aside, at):
+    if aside.dtype == types.int16:
+        return lambda aside, at: (load_i16(aside, at), load_i16(aside, at + 32))
+    return lambda aside, at: (
+        load_i32(aside, at),
+        load_i32(aside, at + 16),
+        load_i32(aside, at + 32),
+        load_i32(aside, at + 48),
+    )
+
+
+def _put_down(aside, at, sums):
+    raise NotImplementedError
+
+
+@overload(_put_down, inline="always")
+def _put_down_typed(aside, at, sums):
+    def two(aside, at, sums):
+        store(aside, at, sums[0])
+        store(aside, at + 32, sums[1])
+
+    def four(aside, at, sums):
+        store(aside, at, sums[0])
+        store(aside, at + 16, sums[1])
+        store(aside, at + 32, sums[2])
+        store(aside, at + 48, sums[3])
+
+    return two if len(sums) == 2 else four
+
+
 @njit(forceinline=True, error_model="numpy")
 def _walk_i8(rows, base, events, j, end, even, odd):
     while j < end:
@@ -160,60 +214,64 @@ def _walk_i16(rows, base, events, j, end, even0, odd0, even1, odd1):
     return even0, odd0, even1, odd1
 
 
-def _walk(rows, base, events, start, borders, group, run):
+def _walk(rows, base, lists, at, group, run):
     raise NotImplementedError
 
 
 @overload(_walk, inline="always")
-def _walk_typed(rows, base, events, start, borders, group, run):
+def _walk_typed(rows, base, lists, at, group, run):
     if rows.dtype == types.int8:
 
-        def walk(rows, base, events, start, borders, group, run):
-            j, end = start + peek(borders, group), start + peek(borders, group + 1)
-            return _walk_i8(rows, base, events, j, end, run[0], run[1])
+        def walk(rows, base, lists, at, group, run):
+            begin = at + HEADER
+            j = begin + peek(lists, at + BORDERS + group)
+            end = begin + peek(lists, at + BORDERS + 1 + group)
+            return _walk_i8(rows, base, lists, j, end, run[0], run[1])
 
         return walk
 
-    def walk_wide(rows, base, events, start, borders, group, run):
-        j, end = start + peek(borders, group), start + peek(borders, group + 1)
-        return _walk_i16(rows, base, events, j, end, run[0], run[1], run[2], run[3])
+    def walk_wide(rows, base, lists, at, group, run):
+        begin = at + HEADER
+        j = begin + peek(lists, at + BORDERS + group)
+        end = begin + peek(lists, at + BORDERS + 1 + group)
+        return _walk_i16(rows, base, lists, j, end, run[0], run[1], run[2], run[3])
 
     return walk_wide
 
 
 @njit(forceinline=True, error_model="numpy")
-def _gather(rows, base, events, start, borders, first):
+def _gather(rows, base, lists, at):
     # The sums of steps a, b, c, d; `run` is the sum of all events so far.
     a = b = c = d = run = _silence(rows)
-    run = _walk(rows, base, events, start, borders, first, run)  # a
+    run = _walk(rows, base, lists, at, 0, run)  # a
     b = _minus(b, run)
-    run = _walk(rows, base, events, start, borders, first + 1, run)  # a b
+    run = _walk(rows, base, lists, at, 1, run)  # a b
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 2, run)  # b
+    run = _walk(rows, base, lists, at, 2, run)  # b
     c = _minus(c, run)
-    run = _walk(rows, base, events, start, borders, first + 3, run)  # b c
+    run = _walk(rows, base, lists, at, 3, run)  # b c
     a = _minus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 4, run)  # a b c
+    run = _walk(rows, base, lists, at, 4, run)  # a b c
     b = _plus(b, run)
-    run = _walk(rows, base, events, start, borders, first + 5, run)  # a c
+    run = _walk(rows, base, lists, at, 5, run)  # a c
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 6, run)  # c
+    run = _walk(rows, base, lists, at, 6, run)  # c
     d = _minus(d, run)
-    run = _walk(rows, base, events, start, borders, first + 7, run)  # c d
+    run = _walk(rows, base, lists, at, 7, run)  # c d
     a = _minus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 8, run)  # a c d
+    run = _walk(rows, base, lists, at, 8, run)  # a c d
     b = _minus(b, run)
-    run = _walk(rows, base, events, start, borders, first + 9, run)  # a b c d
+    run = _walk(rows, base, lists, at, 9, run)  # a b c d
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 10, run)  # b c d
+    run = _walk(rows, base, lists, at, 10, run)  # b c d
     c = _plus(c, run)
-    run = _walk(rows, base, events, start, borders, first + 11, run)  # b d
+    run = _walk(rows, base, lists, at, 11, run)  # b d
     a = _minus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 12, run)  # a b d
+    run = _walk(rows, base, lists, at, 12, run)  # a b d
     b = _plus(b, run)
-    run = _walk(rows, base, events, start, borders, first + 13, run)  # a d
+    run = _walk(rows, base, lists, at, 13, run)  # a d
     a = _plus(a, run)
-    run = _walk(rows, base, events, start, borders, first + 14, run)  # d
+    run = _walk(rows, base, lists, at, 14, run)  # d
     d = _plus(d, run)
     return a, b, c, d
 
@@ -293,8 +351,7 @@ def _silent_64():
 
 @njit(forceinline=True)
 def _doubled(y, times, mask):
-    # y << times where the mask is set. A `select` would become a shift by a different number of
-    # places in each lane, which SSE can only do by multiplying.
+    # y << times where the mask is set.
     return differ(y, both(differ(y, shift_left(y, times)), mask))
 
 
@@ -304,15 +361,15 @@ def _current_16(x, digits, channels, bias, places, c):
         return shift_left(x, places) + load_i32(bias, c)
     # (x * gain + bias) >> places by shifts and additions; `digits` as `gain_digits` returns them.
     y = shift_left(x, 2)
-    second = c + channels
-    third = second + channels
-    fourth = third + channels
-    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, second))
-    fifth = fourth + channels
-    y = _doubled(y, 8, load_i32(digits, third))
-    y = _doubled(y, 4, load_i32(digits, fourth))
-    y = _doubled(y, 2, load_i32(digits, fifth))
-    y = _doubled(y, 1, load_i32(digits, fifth + channels))
+    row = c + channels
+    y = y + both(shift_left(x, 1), load_i32(digits, c)) + both(x, load_i32(digits, row))
+    row += channels
+    if _SHIFT_EACH:
+        y = shift_left_each(y, load_i32(digits, row + (channels << 2)))
+    else:
+        for place in (3, 2, 1, 0):
+            y = _doubled(y, 1 << place, load_i32(digits, row))
+            row += channels
     return shift_right(y + load_i32(bias, c), places)
 
 
@@ -338,50 +395,69 @@ def _step_64(sums, count, digits, channels, bias, places, stream, to, begins, th
 
 # ------------------------------------------------------------------ who does what
 
-_PANEL, _LIST, _PIXELS, _BASE, _EVENTS, _AHEAD, _WORDS, _SITES, _STREAM = range(9)
-"""Columns of a schedule: first channel, first list, lists; then flat places of the first row of
-weights, list of events, rows to fetch, word, membrane and value of the stream."""
-_COLUMNS = 16
+_PANEL, _PIXEL, _PIXELS, _BASE, _AHEAD, _WORDS, _SITES, _STREAM = range(8)
+"""Columns of a schedule: first channel, first pixel, pixels; then flat places of the first row of
+weights, rows to fetch, word, membrane and value of the stream."""
+
+BLOCK = 256
+"""Pixels of a task, where it needs their sums or lists more than once: these stay in the
+second-level cache."""
+NEAR = 1 << 19
+"""Bytes of weights that stay there beside them."""
 
 
 @lru_cache(maxsize=4096)
 def _schedule(
-    panels: int, panel_size: int, room: int, lo: int, pixels: int, block: int
+    panels: int,
+    panel_size: int,
+    item: int,
+    lo: int,
+    pixels: int,
+    sites: int,
+    tiles: int,
+    threads: int,
 ) -> tuple[NDArray[np.int64], int]:
-    """Return the tasks [tasks, 16], and each pixel's share of a panel in elements.
+    """Return the tasks [tasks, 8], and each pixel's share of a panel in elements of `item` bytes.
 
     All products of sizes are made here, once, so that the kernels have none. Tasks that follow one
-    another share a panel of weights.
+    another share a panel of weights or, where all weights are near, a block of pixels. Threads take
+    equal numbers of tasks, so that there are as many as can be shared equally.
     """
-    first = np.arange(0, pixels, block)
-    p, first = (axis.ravel() for axis in np.meshgrid(np.arange(panels), first, indexing="ij"))
+    all_near = panels * panel_size * item <= NEAR
+    blocks = -(-pixels // BLOCK) if tiles > 1 or all_near else 1
+    even = threads // gcd(panels, threads)
+    blocks = min(-(-blocks // even) * even, pixels)
+    cuts = np.arange(blocks + 1) * pixels // blocks
+    p, block = np.arange(panels).repeat(blocks), np.tile(np.arange(blocks), panels)
+    if all_near:
+        p, block = np.tile(np.arange(panels), blocks), np.arange(blocks).repeat(panels)
+    first = cuts[block]
     share = -(-panel_size // (pixels * WORD)) * WORD
-    tasks = np.zeros((len(p), _COLUMNS), np.int64)
+    tasks = np.zeros((len(p), 8), np.int64)
     tasks[:, _PANEL] = p * WORD
-    tasks[:, _LIST] = first
-    tasks[:, _PIXELS] = np.minimum(block, pixels - first)
+    tasks[:, _PIXEL] = first
+    tasks[:, _PIXELS] = cuts[block + 1] - first
     tasks[:, _BASE] = p * panel_size
-    tasks[:, _EVENTS] = first * room
     # Behind the last panel there is nothing to fetch.
-    tasks[:, _AHEAD] = np.where(p + 1 < panels, (p + 1) * panel_size + first * share, -1)
+    tasks[:, _AHEAD] = (p + 1) * panel_size + first * share
+    tasks[all_near | (p + 1 == panels), _AHEAD] = -1
     tasks[:, _WORDS] = (lo + first) * GROUP * panels + p
     tasks[:, _SITES] = ((lo + first) * panels + p) * WORD
-    tasks[:, _STREAM] = (lo + first) * GROUP * panels * WORD + p * WORD
+    tasks[:, _STREAM] = (p * sites + lo + first) * GROUP * WORD
     return tasks, share
 
 
 def fire_layer(
-    rows: Array, events: Array, borders: Array, counts: Array, bias: Array, theta: Array,
-    leak: Array | None, up: int, v: Array | None, resume: bool, words: Words, lo: int, pixels: int,
-    steps: int, block: int,
+    rows: Array, lists: Lists, visits: Array, bias: Array, theta: Array, leak: Array | None,
+    up: int, v: Array | None, resume: bool, words: Words, lo: int, steps: int,
 ) -> None:  # fmt: skip
     """Add the events' rows, then fire: packed spikes into `words`.
 
     Args:
         rows: Weights as `lay_out` returns them.
-        events: Lists of events of `pixels` pixels, as `events.cpu.list_events` fills them.
-        borders: Their groups.
-        counts: Their numbers.
+        lists: Lists of events, as `events.cpu.list_events` fills them.
+        visits: Where the list stands that each tile of each pixel reads, int64 [tiles, pixels], as
+            `events.cpu.visits` returns it.
         bias: int32 [64 panels].
         theta: int32 [64 panels].
         leak: None for tau = 2, else int64: 1/tau as shifts to the right.
@@ -389,118 +465,161 @@ def fire_layer(
         v: Membranes, int32 [n, 64 panels], written back; None to begin at rest and forget them.
         resume: Read the membranes from `v` first; else begin at rest.
         words: Filled at pixels lo ...: uint64 [n, 4, panels].
-        lo: Where the pixels of the lists stand in `words`.
-        pixels: How many there are.
+        lo: Where the pixels stand in `words`.
         steps: How many of the four steps are real, 1 ... 4; the others stay silent.
-        block: Pixels of a task.
     """
-    panels, panel_size = words.shape[2], rows.shape[1] * WORD
-    tasks, share = _schedule(panels, panel_size, events.shape[1], lo, pixels, block)
-    _run_tasks(
-        tasks, share, rows.reshape(-1), events.reshape(-1), events.shape[1], borders.reshape(-1),
-        counts.reshape(-1), None, bias, up, None, True, theta, leak,
-        None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
-    )  # fmt: skip
+    _run(rows, lists, visits, None, bias, up, None, True, theta, leak, v, resume, words, lo, steps)
 
 
 def stream_layer(
-    rows: Array, events: Array, borders: Array, counts: Array, digits: Array, bias: Array,
-    down: int, stream: Array, begins: bool, theta: Array | None, leak: Array | None,
-    v: Array | None, resume: bool, words: Words, lo: int, pixels: int, steps: int, block: int,
+    rows: Array, lists: Lists, visits: Array, digits: Array, bias: Array, down: int, stream: Array,
+    begins: bool, theta: Array | None, leak: Array | None, v: Array | None, resume: bool,
+    words: Words, lo: int, steps: int,
 ) -> None:  # fmt: skip
     """Add the events' rows, put the current into the membrane stream, fire on the stream.
 
     Args:
         rows: Weights as `lay_out` returns them.
-        events: Lists of events of `pixels` pixels, as `events.cpu.list_events` fills them.
-        borders: Their groups.
-        counts: Their numbers.
+        lists: Lists of events, as `events.cpu.list_events` fills them.
+        visits: Where the list stands that each tile of each pixel reads, int64 [tiles, pixels].
         digits: The gains, as `gain_digits` returns them.
         bias: int32 [64 panels].
         down: current = (sum * gain + bias) >> down.
-        stream: int32 [n, 4, 64 panels], overwritten or added to.
+        stream: int32 [panels, n, 4, 64], overwritten or added to. A task walks along it.
         begins: Whether it is overwritten.
         theta: int32 [64 panels], or None where no neurons read the stream here.
         leak: None for tau = 2, else int64: 1/tau as shifts to the right.
         v: Membranes, int32 [n, 64 panels], written back; None to begin at rest and forget them.
         resume: Read the membranes from `v` first; else begin at rest.
         words: Filled at pixels lo ...: uint64 [n, 4, panels]; untouched where theta is None.
-        lo: Where the pixels of the lists stand in `words` and `stream`.
-        pixels: How many there are.
+        lo: Where the pixels stand in `words` and `stream`.
         steps: How many of the four steps are real, 1 ... 4; the others stay silent.
-        block: Pixels of a task.
     """
-    panels, panel_size = rows.shape[0], rows.shape[1] * WORD
-    tasks, share = _schedule(panels, panel_size, events.shape[1], lo, pixels, block)
+    _run(
+        rows, lists, visits, digits, bias, down, stream, begins, theta, leak, v, resume, words,
+        lo, steps,
+    )  # fmt: skip
+
+
+def _run(
+    rows: Array, lists: Lists, visits: Array, digits: Array | None, bias: Array, places: int,
+    stream: Array | None, begins: bool, theta: Array | None, leak: Array | None, v: Array | None,
+    resume: bool, words: Words, lo: int, steps: int,
+) -> None:  # fmt: skip
+    panels, tiles, size, _ = rows.shape
+    pixels = visits.shape[1]
+    tasks, share = _schedule(
+        panels,
+        tiles * size * WORD,
+        rows.itemsize,
+        lo,
+        pixels,
+        len(words) if stream is None else stream.shape[1],
+        tiles,
+        get_num_threads(),
+    )
     _run_tasks(
-        tasks, share, rows.reshape(-1), events.reshape(-1), events.shape[1], borders.reshape(-1),
-        counts.reshape(-1), digits.reshape(-1), bias, down, stream.reshape(-1), begins, theta, leak,
+        tasks.reshape(-1), len(tasks), share, rows.reshape(-1), tiles, size * WORD,
+        visits.reshape(-1), pixels, lists.reshape(-1),
+        None if digits is None else digits.reshape(-1), bias, places,
+        None if stream is None else stream.reshape(-1), begins, theta, leak,
         None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
     )  # fmt: skip
 
 
+@njit(forceinline=True, error_model="numpy")
+def _spikes_in_sight(lists, visits, visit, stride, tiles):
+    # Of a pixel, at each step: those of the lists that its tiles read.
+    n0 = n1 = n2 = n3 = 0
+    for _ in range(tiles):
+        at = peek(visits, visit)
+        n0 += peek(lists, at)
+        n1 += peek(lists, at + 1)
+        n2 += peek(lists, at + 2)
+        n3 += peek(lists, at + 3)
+        visit += stride
+    return n0, n1, n2, n3
+
+
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def _run_tasks(
-    tasks, share, rows, events, room, borders, counts, digits, bias, places, stream, begins, theta,
-    leak, v, resume, words, panels, steps,
+    tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, digits, bias, places,
+    stream, begins, theta, leak, v, resume, words, panels, steps,
 ):  # fmt: skip
     # A layer that fires has no digits and no stream; one before the head has no thresholds.
-    flat_tasks = tasks.reshape(-1)
     word_1 = panels
     word_2 = word_1 + panels
     word_3 = word_2 + panels
     channels = panels << 6
-    for task in prange(tasks.shape[0]):
-        plan = task << 4
-        c, i = peek(flat_tasks, plan + _PANEL), peek(flat_tasks, plan + _LIST)
-        base = peek(flat_tasks, plan + _BASE)
-        start = peek(flat_tasks, plan + _EVENTS)
-        ahead = peek(flat_tasks, plan + _AHEAD)
-        out = peek(flat_tasks, plan + _WORDS)
-        at = peek(flat_tasks, plan + _SITES)
-        to = peek(flat_tasks, plan + _STREAM)
-        end = i + peek(flat_tasks, plan + _PIXELS)
-        while i < end:
-            if ahead >= 0:
-                _fetch_ahead(rows, ahead, ahead + share)
-                ahead += share
-            s0, s1, s2, s3 = _gather(rows, base, events, start, borders, i << 4)
-            n = i << 2
-            u = _silent_64()
-            if v is not None and resume:
-                u = _load_64(v, at)
-            w1 = w2 = w3 = np.uint64(0)
-            w0, u = _step_64(
-                s0, peek(counts, n), digits, channels, bias, places, stream, to, begins, theta,
-                leak, c, u,
-            )  # fmt: skip
-            to += channels
-            if steps > 1:
-                w1, u = _step_64(
-                    s1, peek(counts, n + 1), digits, channels, bias, places, stream, to, begins,
-                    theta, leak, c, u,
-                )  # fmt: skip
-            to += channels
-            if steps > 2:
-                w2, u = _step_64(
-                    s2, peek(counts, n + 2), digits, channels, bias, places, stream, to, begins,
-                    theta, leak, c, u,
-                )  # fmt: skip
-            to += channels
-            if steps > 3:
-                w3, u = _step_64(
-                    s3, peek(counts, n + 3), digits, channels, bias, places, stream, to, begins,
-                    theta, leak, c, u,
-                )  # fmt: skip
-            to += channels
-            if theta is not None:
-                if v is not None:
-                    _store_64(v, at, u)
-                poke(words, out, w0)
-                poke(words, out + word_1, w1)
-                poke(words, out + word_2, w2)
-                poke(words, out + word_3, w3)
-            i += 1
-            start += room
-            at += channels
-            out += word_3 + panels
+    for task in prange(num_tasks):
+        plan = task << 3
+        c, first = peek(tasks, plan + _PANEL), peek(tasks, plan + _PIXEL)
+        base = peek(tasks, plan + _BASE)
+        ahead = peek(tasks, plan + _AHEAD)
+        out = peek(tasks, plan + _WORDS)
+        at = peek(tasks, plan + _SITES)
+        to = peek(tasks, plan + _STREAM)
+        pixels = peek(tasks, plan + _PIXELS)
+        aside = _set_aside(rows, pixels if tiles > 1 else 0)
+        visit_tile = first
+        for tile in range(tiles):
+            visit, end = visit_tile, visit_tile + pixels
+            kept = 0
+            while visit < end:
+                s0, s1, s2, s3 = _gather(rows, base, lists, peek(visits, visit))
+                visit += 1
+                if tile > 0:
+                    s0 = _plus(s0, _take_up(aside, kept))
+                    s1 = _plus(s1, _take_up(aside, kept + 64))
+                    s2 = _plus(s2, _take_up(aside, kept + 128))
+                    s3 = _plus(s3, _take_up(aside, kept + 192))
+                if tile < tiles - 1:
+                    _put_down(aside, kept, s0)
+                    _put_down(aside, kept + 64, s1)
+                    _put_down(aside, kept + 128, s2)
+                    _put_down(aside, kept + 192, s3)
+                    kept += 256
+                    continue
+                kept += 256
+                if ahead >= 0:
+                    _fetch_ahead(rows, ahead, ahead + share)
+                    ahead += share
+                n0, n1, n2, n3 = _spikes_in_sight(lists, visits, first, stride, tiles)
+                first += 1
+                u = _silent_64()
+                if v is not None and resume:
+                    u = _load_64(v, at)
+                w1 = w2 = w3 = np.uint64(0)
+                w0, u = _step_64(
+                    s0, n0, digits, channels, bias, places, stream, to, begins, theta, leak, c, u
+                )
+                to += 64
+                if steps > 1:
+                    w1, u = _step_64(
+                        s1, n1, digits, channels, bias, places, stream, to, begins, theta, leak, c,
+                        u,
+                    )  # fmt: skip
+                to += 64
+                if steps > 2:
+                    w2, u = _step_64(
+                        s2, n2, digits, channels, bias, places, stream, to, begins, theta, leak, c,
+                        u,
+                    )  # fmt: skip
+                to += 64
+                if steps > 3:
+                    w3, u = _step_64(
+                        s3, n3, digits, channels, bias, places, stream, to, begins, theta, leak, c,
+                        u,
+                    )  # fmt: skip
+                to += 64
+                if theta is not None:
+                    if v is not None:
+                        _store_64(v, at, u)
+                    poke(words, out, w0)
+                    poke(words, out + word_1, w1)
+                    poke(words, out + word_2, w2)
+                    poke(words, out + word_3, w3)
+                at += channels
+                out += word_3 + panels
+            base += tile_size
+            visit_tile += stride

@@ -16,11 +16,7 @@ from numba import njit, prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import GROUP, WORD, Words
-from spikedriven.engine.ops.events.reference import GRAY
-from spikedriven.engine.schedule import ROW as SCHEDULE_ROW
-from spikedriven.engine.schedule import flat, strides
-from spikedriven.engine.simd import (
+from spikedriven.core.simd import (
     I16,
     bits_of,
     compress,
@@ -37,6 +33,10 @@ from spikedriven.engine.simd import (
     splat_i16,
     store,
 )
+from spikedriven.engine.bits import GROUP, WORD, Words
+from spikedriven.engine.ops.events.reference import GRAY
+from spikedriven.engine.schedule import ROW as SCHEDULE_ROW
+from spikedriven.engine.schedule import flat, strides
 
 BLOCK = 16
 """Pixels of a task."""

@@ -17,21 +17,24 @@ from numba.extending import intrinsic, models, overload, register_model
 
 
 class Vector(types.Type):
-    """A register of whole numbers: `lanes` of `bits` each."""
+    """A register of numbers: `lanes` of `bits` each, whole or `real`."""
 
-    def __init__(self, bits: int, lanes: int) -> None:
+    def __init__(self, bits: int, lanes: int, *, real: bool = False) -> None:
         self.bits = bits
         self.lanes = lanes
-        super().__init__(name=f"i{bits}x{lanes}")
+        self.real = real
+        super().__init__(name=f"{'f' if real else 'i'}{bits}x{lanes}")
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, int, bool]:
         """What makes two vector types the same."""
-        return self.bits, self.lanes
+        return self.bits, self.lanes, self.real
 
     @property
     def ir(self) -> Any:
         """The type as LLVM knows it."""
+        if self.real:
+            return ir.VectorType(ir.FloatType() if self.bits == 32 else ir.DoubleType(), self.lanes)
         return ir.VectorType(ir.IntType(self.bits), self.lanes)
 
 
@@ -44,6 +47,8 @@ class _VectorModel(models.PrimitiveModel):
 I8 = Vector(8, 64)
 I16 = Vector(16, 32)
 I32 = Vector(32, 16)
+F32 = Vector(32, 16, real=True)
+F64 = Vector(64, 8, real=True)
 
 
 def has_compress() -> bool:
@@ -76,6 +81,40 @@ def _load(vector: Vector) -> Callable[..., Any]:
 
 load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
 """(array, index) -> the elements that start at a flat index of a contiguous array."""
+
+
+def _real(array: Any) -> Vector:
+    return F32 if array.dtype == types.float32 else F64
+
+
+def _address_behind(context, builder, signature, array, index, place):
+    # A constant place becomes part of the instruction's address.
+    vector = _real(signature.args[0])
+    first = _address(context, builder, signature.args[0], array, index, vector)
+    return builder.gep(first, [place])
+
+
+@intrinsic
+def load_real(_typing, array, index, place):
+    """Return the 64 bytes of float32 or float64 numbers `place` vectors behind a flat index."""
+
+    def codegen(context, builder, signature, args):
+        address = _address_behind(context, builder, signature, *args)
+        return builder.load(address, align=1)
+
+    return _real(array)(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_real(_typing, array, index, place, x):
+    """Write a vector of real numbers `place` vectors behind a flat index."""
+
+    def codegen(context, builder, signature, args):
+        address = _address_behind(context, builder, signature, *args[:3])
+        builder.store(args[3], address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, x), codegen
 
 
 @intrinsic
@@ -194,7 +233,7 @@ def _spread(builder, vector, scalar):
     return builder.shuffle_vector(first, empty, nowhere)
 
 
-_add, _sub = _binary("add"), _binary("sub")
+_add, _add_real, _sub = _binary("add"), _binary("fadd"), _binary("sub")
 both = _binary("and_")
 """(x, y) -> x AND y, bit by bit."""
 differ = _binary("xor")
@@ -206,7 +245,7 @@ shift_left, shift_right = _shift("shl"), _shift("ashr")
 @overload(operator.add)
 def _overload_add(x, y):
     if isinstance(x, Vector) and x == y:
-        return lambda x, y: _add(x, y)
+        return (lambda x, y: _add_real(x, y)) if x.real else (lambda x, y: _add(x, y))
     return None
 
 
@@ -272,6 +311,17 @@ def at_least(_typing, x, y):
     """Return x >= y, lane by lane: a vector of single bits."""
     mask = Vector(1, x.lanes)
     return mask(x, y), lambda _context, builder, _signature, args: builder.icmp_signed(">=", *args)
+
+
+@intrinsic
+def positive(_typing, x):
+    """Return x > 0, lane by lane, for real x: a vector of single bits."""
+    mask = Vector(1, x.lanes)
+
+    def codegen(_context, builder, _signature, args):
+        return builder.fcmp_ordered(">", args[0], ir.Constant(x.ir, None))
+
+    return mask(x), codegen
 
 
 @intrinsic

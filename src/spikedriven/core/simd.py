@@ -47,8 +47,9 @@ class _VectorModel(models.PrimitiveModel):
 I8 = Vector(8, 64)
 I16 = Vector(16, 32)
 I32 = Vector(32, 16)
-F32 = Vector(32, 16, real=True)
-F64 = Vector(64, 8, real=True)
+# Of real numbers four registers at a time, or what the processor has instead of them.
+F32 = Vector(32, 64, real=True)
+F64 = Vector(64, 32, real=True)
 
 
 def has_compress() -> bool:
@@ -83,38 +84,16 @@ load_i8, load_i16, load_i32 = _load(I8), _load(I16), _load(I32)
 """(array, index) -> the elements that start at a flat index of a contiguous array."""
 
 
-def _real(array: Any) -> Vector:
-    return F32 if array.dtype == types.float32 else F64
-
-
-def _address_behind(context, builder, signature, array, index, place):
-    # A constant place becomes part of the instruction's address.
-    vector = _real(signature.args[0])
-    first = _address(context, builder, signature.args[0], array, index, vector)
-    return builder.gep(first, [place])
-
-
 @intrinsic
-def load_real(_typing, array, index, place):
-    """Return the 64 bytes of float32 or float64 numbers `place` vectors behind a flat index."""
+def load_real(_typing, array, index):
+    """Return the 256 bytes of float32 or float64 numbers that start at a flat index."""
+    vector = F32 if array.dtype == types.float32 else F64
 
     def codegen(context, builder, signature, args):
-        address = _address_behind(context, builder, signature, *args)
+        address = _address(context, builder, signature.args[0], *args, vector)
         return builder.load(address, align=1)
 
-    return _real(array)(array, types.intp, types.intp), codegen
-
-
-@intrinsic
-def store_real(_typing, array, index, place, x):
-    """Write a vector of real numbers `place` vectors behind a flat index."""
-
-    def codegen(context, builder, signature, args):
-        address = _address_behind(context, builder, signature, *args[:3])
-        builder.store(args[3], address, align=1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, x), codegen
+    return vector(array, types.intp), codegen
 
 
 @intrinsic

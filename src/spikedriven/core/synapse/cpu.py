@@ -21,6 +21,8 @@ from torch import Tensor
 
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
+    F32,
+    F64,
     I32,
     bits_of,
     load_i32,
@@ -30,20 +32,17 @@ from spikedriven.core.simd import (
     positive,
     splat_i32,
     store,
-    store_real,
 )
 from spikedriven.core.threads import CHUNKS, use_torch_threads
 
-# Output channels whose sums are in registers at a time: four vectors of 64 bytes.
-VECTORS = 4
 WORD = 64
 # Events copied at a time.
 COPIED = I32.lanes
 # Pixels whose events are listed at a time; a panel of weights is read once for all of them.
 PIXELS = 64
-# Spikes per word of 64 channels from which on a block counts as dense.
+# Spikes per word of 64 channels from which on they abound.
 MANY = 8
-# Pixels of a block of gradients; times a panel they stay in a second-level cache.
+# Pixels of a block of gradients; a panel of them fills a first-level cache of 32 KB.
 BLOCK = 128
 # Pieces into which the gradient of weights is cut at least, so that threads find work.
 PIECES = 16
@@ -65,7 +64,7 @@ def _pack(s, lanes, words):  # type: ignore[no-untyped-def]
                 word = np.uint64(0)
                 c = start
                 while c + lanes <= end:
-                    fired = bits_of(positive(load_real(s, p * channels + c, 0)))
+                    fired = bits_of(positive(load_real(s, p * channels + c)))
                     word |= fired << np.uint64(c - start)
                     c += lanes
                 while c < end:
@@ -143,24 +142,13 @@ def _convolve(begins, channels, rows, bias, grid, room, out):  # type: ignore[no
                 origin = panel * window * lanes
                 start = panel * lanes
                 for i in range(count):
-                    for v in range(VECTORS):
-                        store_real(sums, i * lanes, v, load_real(bias, start, v))
+                    store(sums, i * lanes, load_real(bias, start))
                 for part in range(0, parts, stride):
                     for i in range(count):
-                        s0 = load_real(sums, i * lanes, 0)
-                        s1 = load_real(sums, i * lanes, 1)
-                        s2 = load_real(sums, i * lanes, 2)
-                        s3 = load_real(sums, i * lanes, 3)
+                        total = load_real(sums, i * lanes)
                         for e in range(ends[i, part], ends[i, part + stride]):
-                            at = origin + peek(events, e) * lanes
-                            s0 = s0 + load_real(rows, at, 0)
-                            s1 = s1 + load_real(rows, at, 1)
-                            s2 = s2 + load_real(rows, at, 2)
-                            s3 = s3 + load_real(rows, at, 3)
-                        store_real(sums, i * lanes, 0, s0)
-                        store_real(sums, i * lanes, 1, s1)
-                        store_real(sums, i * lanes, 2, s2)
-                        store_real(sums, i * lanes, 3, s3)
+                            total = total + load_real(rows, origin + peek(events, e) * lanes)
+                        store(sums, i * lanes, total)
                 size = min(lanes, outputs - start)
                 for i in range(count):
                     for j in range(size):
@@ -237,9 +225,8 @@ def _bring_near(d, panel, extent, grid, shape, half, near, sums):  # type: ignor
             p = (b * height + y) * width
             if size == lanes:
                 for x in range(width):
-                    source, target = (p + x) * outputs + start, (first + x) * lanes
-                    for v in range(VECTORS):
-                        store_real(near, target, v, load_real(d, source, v))
+                    source = (p + x) * outputs + start
+                    store(near, (first + x) * lanes, load_real(d, source))
             else:
                 for x in range(width):
                     for j in range(size):
@@ -274,20 +261,10 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                 for tap in range(taps):
                     shift = ((tap // side - half) * wide + tap % side - half) * lanes
                     row = ((item * channels + c) * taps + tap) * lanes
-                    s0 = load_real(partial, row, 0)
-                    s1 = load_real(partial, row, 1)
-                    s2 = load_real(partial, row, 2)
-                    s3 = load_real(partial, row, 3)
+                    total = load_real(partial, row)
                     for e in range(begin, end):
-                        at = peek(events, e) * lanes - shift
-                        s0 = s0 + load_real(near, at, 0)
-                        s1 = s1 + load_real(near, at, 1)
-                        s2 = s2 + load_real(near, at, 2)
-                        s3 = s3 + load_real(near, at, 3)
-                    store_real(partial, row, 0, s0)
-                    store_real(partial, row, 1, s1)
-                    store_real(partial, row, 2, s2)
-                    store_real(partial, row, 3, s3)
+                        total = total + load_real(near, peek(events, e) * lanes - shift)
+                    store(partial, row, total)
 
 
 # ------------------------------------------------------------------ fronts
@@ -296,7 +273,9 @@ Array = NDArray[Any]
 
 
 def _lanes(dtype: np.dtype[Any]) -> int:
-    return VECTORS * WORD // dtype.itemsize
+    """Return how many output channels make a panel: their sums are in registers together."""
+    lanes: int = (F32 if dtype == np.float32 else F64).lanes
+    return lanes
 
 
 def _pixels(x: Tensor) -> Array:
@@ -373,7 +352,7 @@ class _SpikeConv2d(torch.autograd.Function):
         outputs, _, side, _ = weight.shape
         spikes = _pixels(s)
         words = np.empty((len(spikes), -(-channels // WORD)), np.uint64)
-        _pack(spikes, WORD // spikes.itemsize, words)
+        _pack(spikes, _lanes(spikes.dtype), words)
         rows = _panels(weight.movedim(1, -1))
         biases = _panels(weight.new_zeros(outputs) if bias is None else bias)[:, 0]
         current = np.empty((len(spikes), outputs), spikes.dtype)

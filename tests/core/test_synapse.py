@@ -142,12 +142,15 @@ def test_any_layout_is_taken():
     assert torch.equal(cpu.spike_conv2d(turned, weight, None), expected)
 
 
-def test_only_gradients_that_are_asked_for_are_made():
+def test_only_gradients_that_are_asked_for_are_made(monkeypatch):
+    dense, wanted = cpu._gradient_of_spikes, []
+    monkeypatch.setattr(cpu, "_gradient_of_spikes", lambda *x: wanted.append(0) or dense(*x))
     for asked in range(3):
         leaves = [x.detach() for x in drawn((2, 5, 6, 4, 4, 3), 0.3, torch.float64)]
         leaves[asked].requires_grad_()
         cpu.spike_conv2d(*leaves).sum().backward()
         assert [x.grad is not None for x in leaves] == [i == asked for i in range(3)]
+    assert len(wanted) == 1
 
 
 @pytest.mark.parametrize(

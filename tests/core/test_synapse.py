@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from spikedriven.core.synapse import cpu, reference, spike_conv2d, spike_pool
@@ -176,6 +177,15 @@ def test_what_is_given_decides_which_runs(monkeypatch, dtype, padding, is_event_
     with torch.autocast("cpu", torch.bfloat16):
         spike_conv2d(s, weight, None, padding)
     assert len(calls) == is_event_driven
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(5, torch.float32), (3, torch.float32), (4, torch.float64)]
+)
+def test_spikes_that_do_not_fit_the_weights_are_refused(channels, dtype):
+    s, weight = spikes(0.5, 1, channels, 5, 5, dtype=dtype), torch.randn(3, 4, 3, 3)
+    with pytest.raises((RuntimeError, TypeCheckError)):  # PyTorch's; in tests the shapes' first
+        spike_conv2d(s, weight, None, 1)
 
 
 def test_the_pool_is_an_or_and_sends_the_gradient_where_torchs_does():

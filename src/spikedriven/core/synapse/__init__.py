@@ -19,7 +19,9 @@ __all__ = ["spike_conv2d", "spike_pool"]
 def spike_conv2d(s: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """Convolve: arguments and result as in `reference.spike_conv2d`."""
     keeps_size = weight.shape[2] == weight.shape[3] == 2 * padding + 1
-    if keeps_size and is_for_cpu_kernels(s) and not torch.is_autocast_enabled("cpu"):
+    # What does not fit is left to PyTorch, which refuses it; a kernel would read beyond its arrays.
+    fits = s.shape[1:2] == weight.shape[1:2] and s.ndim == weight.ndim and s.dtype == weight.dtype
+    if keeps_size and fits and is_for_cpu_kernels(s) and not torch.is_autocast_enabled("cpu"):
         from spikedriven.core.synapse import cpu
 
         return cpu.spike_conv2d(s, weight, bias)

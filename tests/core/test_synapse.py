@@ -1,5 +1,10 @@
 """Synapses of spikes: the event-driven convolution is PyTorch's dense one, with every gradient."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,6 +134,37 @@ def test_an_image_has_the_same_current_in_any_batch_and_with_any_number_of_threa
         torch.set_num_threads(before)
     for name in ("current", "weight", "bias"):  # that of the spikes is PyTorch's
         assert torch.equal(runs[0][name], runs[1][name]), name
+
+
+# processor -> what LLVM may use of it
+LESSER = {
+    "haswell": "+sse4.2,+popcnt,+lzcnt,+bmi,+bmi2,+avx,+avx2,-avx512f",
+    "nehalem": "+sse4.2,+popcnt,-avx,-avx2,-avx512f",
+}
+CURRENT_AND_GRADIENT = """
+import sys, torch
+from spikedriven.core.synapse import cpu
+s, weight, d = torch.load("given.pt")
+current = cpu.spike_conv2d(s, weight.requires_grad_(), None)
+torch.save((current.detach(), *torch.autograd.grad(current, weight, d)), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other names")
+@pytest.mark.parametrize("processor", LESSER)
+def test_a_lesser_processor_computes_the_same_bits(processor, tmp_path):
+    weight, d = torch.randn(130, 70, 3, 3), torch.randn(3, 130, 9, 8)
+    torch.save((spikes(0.2, 3, 70, 9, 8, dtype=torch.float32), weight, d), tmp_path / "given.pt")
+    lesser = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": LESSER[processor]}
+    for name, changed in {"here": {}, "there": lesser}.items():
+        command = [sys.executable, "-c", CURRENT_AND_GRADIENT, f"{name}.pt"]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **changed}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    here, there = (torch.load(tmp_path / f"{name}.pt") for name in ("here", "there"))
+    for a, b in zip(here, there, strict=True):
+        assert a.abs().sum() > 0
+        assert torch.equal(a, b)
 
 
 def test_any_layout_is_taken():

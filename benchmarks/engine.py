@@ -23,8 +23,9 @@ from dense import Dense
 from torch import nn
 
 import spikedriven as sd
-from spikedriven.core.lif import reference
-from spikedriven.nn import neuron
+from spikedriven.core.lif import reference as lif_reference
+from spikedriven.core.synapse import reference as synapse_reference
+from spikedriven.nn import neuron, synapse
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
 
 RESULTS = Path(__file__).parent / "results" / "engine.jsonl"
@@ -104,7 +105,7 @@ def contenders(
 
     dense = Dense(model).eval()
     if "eager" in wanted:
-        runs["PyTorch float32 eager"] = plain_neurons(inference(model, x))
+        runs["PyTorch float32 eager"] = plain(inference(model, x))
     if "fused" in wanted:
         runs["our float model"] = inference(model, x)
     if "nhwc" in wanted:
@@ -123,16 +124,17 @@ def contenders(
     return runs
 
 
-def plain_neurons(run: Run) -> Run:
-    """Run with the reference neurons: PyTorch's own operations only."""
+def plain(run: Run) -> Run:
+    """Run with the reference neurons and synapses: PyTorch's own operations only."""
 
     def with_plain() -> Any:
-        fast = neuron.lif, neuron.norm_lif
-        neuron.lif, neuron.norm_lif = reference.lif, reference.norm_lif
+        fast = neuron.lif, neuron.norm_lif, synapse.spike_conv2d
+        neuron.lif, neuron.norm_lif = lif_reference.lif, lif_reference.norm_lif
+        synapse.spike_conv2d = synapse_reference.spike_conv2d
         try:
             return run()
         finally:
-            neuron.lif, neuron.norm_lif = fast
+            neuron.lif, neuron.norm_lif, synapse.spike_conv2d = fast
 
     return with_plain
 

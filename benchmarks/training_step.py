@@ -211,11 +211,13 @@ def main() -> None:
         chosen = next(w for w in WORKLOADS if w.name == options.workload)
         measure_memory(chosen, options.memory)
         return
+    records = []
     for workload in WORKLOADS:
-        records = compare(workload, options.rounds)
-        append_records(RESULTS, records)
-        for record in records:
-            print(f"{record.subject}: {record.metric} {record.value:.3f} {record.unit}")
+        measured = compare(workload, options.rounds)
+        for record in measured:
+            print(f"{record.subject}: {record.metric} {record.value:.3f} {record.unit}", flush=True)
+        records += measured
+    append_records(RESULTS, records)  # last: a changed file would make the commit look altered
 
 
 if __name__ == "__main__":

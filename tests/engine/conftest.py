@@ -1,27 +1,10 @@
-"""Compiled kernels are kept per version of the files that they take code or constants from.
+"""Threads of the engine's tests."""
 
-Numba sees only that a kernel's own file has changed; without this, a change in `simd.py` would be
-tested with yesterday's kernels.
-"""
-
-import hashlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numba
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-ENGINE = ROOT / "src" / "spikedriven" / "engine"
-SHARED = [
-    "simd.py", "bits.py", "plan.py", "schedule.py", "ops/neuron/cpu.py", "ops/events/reference.py"
-]  # fmt: skip
-
-_version = hashlib.sha256(b"".join((ENGINE / name).read_bytes() for name in SHARED)).hexdigest()
-if "NUMBA_CACHE_DIR" not in os.environ:
-    numba.config.CACHE_DIR = str(ROOT / ".pytest_cache" / "numba" / _version[:16])
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -20,7 +20,7 @@ PROCESSORS = {
 CODE = """
 import numpy as np, spikedriven as sd
 from spikedriven.engine.ops.synapse import cpu
-from spikedriven.engine.simd import has_compress
+from spikedriven.core.simd import has_compress
 assert not has_compress()
 x = np.load("x.npy")
 for weights in ("int8", "int16"):

@@ -205,3 +205,17 @@ def test_an_unknown_model_or_field_names_the_nearest():
         sd.create_model("sdt_8_521")
     with pytest.raises(ConfigError, match=r"did you mean num_steps\?"):
         sd.create_model("sdt_tiny", num_step=4)
+
+
+@pytest.mark.parametrize("stem_pool", ["0011", "0110"])
+def test_currents_and_their_gradients_lie_channels_last(stem_pool):
+    model = lively(replace(TINY, stem_pool=stem_pool))
+    last, found = torch.channels_last, {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_full_backward_pre_hook(
+                lambda _module, d, name=name: found.update({name: d[0]})
+            )
+    (model(images()) ** 2).sum().backward()
+    assert len(found) == 5 + 6 * model.config.depth
+    assert [n for n, d in found.items() if not d.is_contiguous(memory_format=last)] == []

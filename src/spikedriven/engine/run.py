@@ -16,8 +16,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from spikedriven.core.memory import zeros
 from spikedriven.engine.bits import GROUP, WORD, Words, pack, words_for
-from spikedriven.engine.memory import zeros
 from spikedriven.engine.ops.attend import cpu as attend
 from spikedriven.engine.ops.events import cpu as events
 from spikedriven.engine.ops.image import cpu as image

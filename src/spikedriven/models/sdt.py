@@ -243,7 +243,9 @@ class SpikeDrivenTransformer(nn.Module):
         u_TBCHW = self.stem(x_SBCHW, num_steps)
         for block in self.blocks:
             u_TBCHW = block(u_TBCHW)
-        s_TBC = self.head_lif(u_TBCHW.mean(dim=(-2, -1)))
+        # With the channels moved back the gradient, too, lies channels-last, all the way down.
+        u_TBNC = u_TBCHW.movedim(2, -1).flatten(2, 3)
+        s_TBC = self.head_lif(u_TBNC.mean(dim=2))
         steps: Tensor = self.head(s_TBC)
         return steps
 

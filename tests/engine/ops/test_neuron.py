@@ -11,10 +11,10 @@ from numba import njit
 from tests.engine.ops.drawn import LEAKS, draw_integers, leak_array
 
 from spikedriven.core.lif import lif
+from spikedriven.core.simd import load_i32, store
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.ops.neuron.reference import fire
 from spikedriven.engine.plan import Neuron
-from spikedriven.engine.simd import load_i32, store
 
 DIGITS = 12
 MOST = (1 << 30) - DIGITS

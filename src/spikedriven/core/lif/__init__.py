@@ -5,23 +5,14 @@ take `cpu`; every other device or type, and everything under `torch.compile` (wh
 reference by itself), takes `reference`.
 """
 
-import torch
 from torch import Tensor
 
 from spikedriven.core.lif import reference
 from spikedriven.core.lif.reference import SIGMOID, Norm
 from spikedriven.core.surrogate import Sigmoid
+from spikedriven.core.threads import is_for_cpu_kernels
 
 __all__ = ["Norm", "lif", "norm_lif"]
-
-
-def _is_for_cpu_kernels(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-    )
 
 
 def lif(
@@ -31,7 +22,7 @@ def lif(
     surrogate: Sigmoid = SIGMOID,
 ) -> Tensor:
     """Fire: arguments and result as in `reference.lif`."""
-    if _is_for_cpu_kernels(i):
+    if is_for_cpu_kernels(i):
         from spikedriven.core.lif import cpu
 
         return cpu.lif(i, decay, v_threshold, surrogate)
@@ -47,7 +38,7 @@ def norm_lif(
     surrogate: Sigmoid = SIGMOID,
 ) -> Tensor:
     """Normalise and fire: arguments and result as in `reference.norm_lif`."""
-    if _is_for_cpu_kernels(x):
+    if is_for_cpu_kernels(x):
         from spikedriven.core.lif import cpu
 
         return cpu.norm_lif(x, norm, num_steps, decay, v_threshold, surrogate)

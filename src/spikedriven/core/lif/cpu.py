@@ -17,11 +17,10 @@ from torch import Tensor
 
 from spikedriven.core.lif.reference import Norm
 from spikedriven.core.surrogate import Sigmoid
+from spikedriven.core.threads import CHUNKS, use_torch_threads
 
 # Neurons per tile: T tiles of float32 stay in a 32 KB first-level cache up to T = 16.
 TILE = 256
-# Independent pieces of work; more than the threads of any desktop, and never a function of them.
-CHUNKS = 64
 
 
 # ------------------------------------------------------------------ the surrogate, vectorisable
@@ -243,10 +242,6 @@ def _like(rows: np.ndarray[Any, Any], x: Tensor, num_steps: int) -> Tensor:
     return torch.from_numpy(rows).view(num_steps, batch, *space, channels).movedim(-1, 2)
 
 
-def _use_torch_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-
 def _statistics(x: np.ndarray[Any, Any], norm: Norm, num_steps: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance per channel; in training those of the batch, noting them."""
     if not norm.training:
@@ -280,7 +275,7 @@ class _NormLIF(torch.autograd.Function):
         norm: Norm | None,
         neuron: tuple[int, float, float],
     ) -> Tensor:
-        _use_torch_threads()
+        use_torch_threads()
         num_steps, v_threshold, _ = neuron
         raw = _rows(x)
         real = raw.dtype.type
@@ -303,7 +298,7 @@ class _NormLIF(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _use_torch_threads()
+        use_torch_threads()
         x, centre, spread, scale, shift, decay = ctx.saved_tensors
         _, v_threshold, alpha = ctx.neuron
         raw, ds = _rows(x), _rows(grads[0])

@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from spikedriven.core.simd import lowest_bit
 from spikedriven.engine.bits import Words
-from spikedriven.engine.simd import lowest_bit
 
 
 def agree(k: Words, v: Words, tokens: int, gate: Words) -> None:

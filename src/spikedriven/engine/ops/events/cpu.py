@@ -20,11 +20,7 @@ from numba import njit, prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import GROUP, WORD, Words
-from spikedriven.engine.ops.events.reference import GRAY
-from spikedriven.engine.schedule import ROW as SCHEDULE_ROW
-from spikedriven.engine.schedule import flat, strides
-from spikedriven.engine.simd import (
+from spikedriven.core.simd import (
     I16,
     bits_of,
     compress,
@@ -43,6 +39,10 @@ from spikedriven.engine.simd import (
     splat_i16x16,
     store,
 )
+from spikedriven.engine.bits import GROUP, WORD, Words
+from spikedriven.engine.ops.events.reference import GRAY
+from spikedriven.engine.schedule import ROW as SCHEDULE_ROW
+from spikedriven.engine.schedule import flat, strides
 
 TILE_ROWS = 2048
 """Rows of a kernel that is one tile. A tile's first-level cache misses cost more from here on than

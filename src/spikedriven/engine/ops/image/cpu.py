@@ -13,11 +13,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from spikedriven.engine.memory import zeros
-from spikedriven.engine.ops.neuron.cpu import fire_16
-from spikedriven.engine.plan import Integers
-from spikedriven.engine.schedule import ROW, flat
-from spikedriven.engine.simd import (
+from spikedriven.core.memory import zeros
+from spikedriven.core.simd import (
     high_half,
     load_i16,
     load_i32,
@@ -28,6 +25,9 @@ from spikedriven.engine.simd import (
     splat_i32,
     store,
 )
+from spikedriven.engine.ops.neuron.cpu import fire_16
+from spikedriven.engine.plan import Integers
+from spikedriven.engine.schedule import ROW, flat
 
 Array = NDArray[Any]
 

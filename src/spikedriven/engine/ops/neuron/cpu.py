@@ -5,7 +5,7 @@
 from numba import njit, types
 from numba.extending import overload
 
-from spikedriven.engine.simd import at_least, bits_of, select, shift_right, splat_i32
+from spikedriven.core.simd import at_least, bits_of, select, shift_right, splat_i32
 
 
 def leaked(gap, leak):

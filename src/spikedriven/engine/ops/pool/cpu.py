@@ -9,10 +9,10 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from spikedriven.core.simd import at_least, load_i32, peek, poke, select, splat_i32, store
 from spikedriven.engine.bits import GROUP, WORD, Words
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.schedule import ROW, flat
-from spikedriven.engine.simd import at_least, load_i32, peek, poke, select, splat_i32, store
 
 Array = NDArray[Any]
 

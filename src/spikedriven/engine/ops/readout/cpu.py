@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from spikedriven.core.simd import peek
 from spikedriven.engine.bits import GROUP, WORD
 from spikedriven.engine.schedule import ROW, strides
-from spikedriven.engine.simd import peek
 
 Array = NDArray[Any]
 

@@ -20,12 +20,8 @@ from numba import get_num_threads, njit, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from spikedriven.engine.bits import GROUP, WORD, Words, words_for
-from spikedriven.engine.memory import zeros
-from spikedriven.engine.ops.events.cpu import BORDERS, HEADER, Lists
-from spikedriven.engine.ops.neuron.cpu import fire_16
-from spikedriven.engine.plan import Integers
-from spikedriven.engine.simd import (
+from spikedriven.core.memory import zeros
+from spikedriven.core.simd import (
     as_i16,
     as_i32,
     both,
@@ -47,6 +43,10 @@ from spikedriven.engine.simd import (
     splat_i32,
     store,
 )
+from spikedriven.engine.bits import GROUP, WORD, Words, words_for
+from spikedriven.engine.ops.events.cpu import BORDERS, HEADER, Lists
+from spikedriven.engine.ops.neuron.cpu import fire_16
+from spikedriven.engine.plan import Integers
 
 OFFSET = {np.dtype(np.int8): 64, np.dtype(np.int16): 16384}
 """What is added to even elements; a weight's magnitude must stay below it."""

@@ -55,7 +55,7 @@ def spike_conv2d(
     """Convolve spikes with stride 1: each output adds the weights of the inputs that fired.
 
     Args:
-        s: Spikes, each exactly 0 or 1; any other value gives a wrong gradient.
+        s: Spikes, each exactly 0 or 1; any other value gives wrong currents and gradients.
         weight: Kernel.
         bias: Added once per output, or None.
         padding: Zeros around the image, in pixels.

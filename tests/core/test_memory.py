@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spikedriven.engine.memory import LINE, zeros
+from spikedriven.core.memory import LINE, zeros
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int32, np.uint64])

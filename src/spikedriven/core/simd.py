@@ -18,21 +18,24 @@ from numba.extending import intrinsic, models, overload, register_model
 
 
 class Vector(types.Type):
-    """A register of whole numbers: `lanes` of `bits` each."""
+    """A register of numbers: `lanes` of `bits` each, whole or `real`."""
 
-    def __init__(self, bits: int, lanes: int) -> None:
+    def __init__(self, bits: int, lanes: int, *, real: bool = False) -> None:
         self.bits = bits
         self.lanes = lanes
-        super().__init__(name=f"i{bits}x{lanes}")
+        self.real = real
+        super().__init__(name=f"{'f' if real else 'i'}{bits}x{lanes}")
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, int, bool]:
         """What makes two vector types the same."""
-        return self.bits, self.lanes
+        return self.bits, self.lanes, self.real
 
     @property
     def ir(self) -> Any:
         """The type as LLVM knows it."""
+        if self.real:
+            return ir.VectorType(ir.FloatType() if self.bits == 32 else ir.DoubleType(), self.lanes)
         return ir.VectorType(ir.IntType(self.bits), self.lanes)
 
 
@@ -47,6 +50,9 @@ I16 = Vector(16, 32)
 I32 = Vector(32, 16)
 I16X16 = Vector(16, 16)
 """A short one, for short lists."""
+# Of real numbers four registers at a time, or what the processor has instead of them.
+F32 = Vector(32, 64, real=True)
+F64 = Vector(64, 32, real=True)
 
 
 def has_compress() -> bool:
@@ -92,6 +98,18 @@ def _load(vector: Vector) -> Callable[..., Any]:
 
 load_i8, load_i16, load_i32, load_i16x16 = _load(I8), _load(I16), _load(I32), _load(I16X16)
 """(array, index) -> the elements that start at a flat index of a contiguous array."""
+
+
+@intrinsic
+def load_real(_typing, array, index):
+    """Return the 256 bytes of float32 or float64 numbers that start at a flat index."""
+    vector = F32 if array.dtype == types.float32 else F64
+
+    def codegen(context, builder, signature, args):
+        address = _address(context, builder, signature.args[0], *args, vector)
+        return builder.load(address, align=1)
+
+    return vector(array, types.intp), codegen
 
 
 @intrinsic
@@ -210,7 +228,7 @@ def _spread(builder, vector, scalar):
     return builder.shuffle_vector(first, empty, nowhere)
 
 
-_add, _sub = _binary("add"), _binary("sub")
+_add, _add_real, _sub = _binary("add"), _binary("fadd"), _binary("sub")
 both = _binary("and_")
 """(x, y) -> x AND y, bit by bit."""
 differ = _binary("xor")
@@ -224,7 +242,7 @@ shift_left_each = _binary("shl")
 @overload(operator.add)
 def _overload_add(x, y):
     if isinstance(x, Vector) and x == y:
-        return lambda x, y: _add(x, y)
+        return (lambda x, y: _add_real(x, y)) if x.real else (lambda x, y: _add(x, y))
     return None
 
 
@@ -290,6 +308,17 @@ def at_least(_typing, x, y):
     """Return x >= y, lane by lane: a vector of single bits."""
     mask = Vector(1, x.lanes)
     return mask(x, y), lambda _context, builder, _signature, args: builder.icmp_signed(">=", *args)
+
+
+@intrinsic
+def positive(_typing, x):
+    """Return x > 0, lane by lane, for real x: a vector of single bits."""
+    mask = Vector(1, x.lanes)
+
+    def codegen(_context, builder, _signature, args):
+        return builder.fcmp_ordered(">", args[0], ir.Constant(x.ir, None))
+
+    return mask(x), codegen
 
 
 @intrinsic

@@ -103,9 +103,9 @@ def test_records_are_gathered_from_files_folders_and_runs(tmp_path):
     (tmp_path / "run" / "metrics.csv").write_text("epoch,step,validation_accuracy\n0,3,0.25\n")
     found = gather([tmp_path / "results", tmp_path / "run", tmp_path / "results" / "a.jsonl"])
     assert [(r.metric, r.value) for r in found] == [
-        ("milliseconds", 40), ("milliseconds", 80), ("training_accuracy_at_step", 0.5),
-        ("validation_accuracy_at_step", 0.75), ("milliseconds", 700),
-        ("validation_accuracy_at_step", 0.25), ("milliseconds", 40),
+        ("milliseconds", 10), ("milliseconds", 80), ("training_accuracy_at_step", 0.5),
+        ("validation_accuracy_at_step", 0.75), ("milliseconds", 200),
+        ("validation_accuracy_at_step", 0.25), ("milliseconds", 10),
     ]  # fmt: skip
     curve = found[2]
     assert (curve.subject, curve.command) == (SPEED[1].subject, SPEED[1].command)

@@ -11,20 +11,37 @@ from spikedriven.viz.theme import DAY, panels, style
 
 TITLE = "Time to classify, engine and rivals"
 ENGINE = "engine int8"
+OTHERS = ("ResNet", "DeiT")
+"""Networks of another kind, which one might deploy instead."""
 
 
 def select(records: Iterable[Record]) -> list[Record]:
     """Return the times of `benchmarks/engine.py`."""
-    times = [r for r in records if r.metric == "milliseconds" and "batch" in r.context]
+    needed = {"contender", "model", "batch", "threads"}
+    times = [r for r in records if r.metric == "milliseconds" and needed <= set(r.context)]
     return of_newest_machine(times)
 
 
 def settings(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return setting -> its records; a setting is model, size, batch and threads."""
+    """Return setting -> its records; a setting is model, size, batch and threads.
+
+    Larger networks come first, then smaller batches, then more threads; in each the engine, its
+    rivals from the slowest to the fastest, and networks of another kind.
+    """
+    ordered = sorted(records, key=_place)
+    ordered.sort(key=lambda r: (int(r.context["batch"]), -int(r.context["threads"])))
+    ordered.sort(key=lambda r: str(r.context["model"]), reverse=True)  # sdt_8_768 before sdt_8_512
     found: dict[str, list[Record]] = {}
-    for record in records:
+    for record in ordered:
         found.setdefault(record.subject.partition("; ")[2], []).append(record)
     return found
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    contender = str(record.context["contender"])
+    if contender.startswith("engine"):
+        return 0, contender != ENGINE, 0.0
+    return 1, contender.startswith(OTHERS), -record.value
 
 
 def draw(records: Sequence[Record]) -> Figure:
@@ -81,4 +98,4 @@ def _bars(axes: Axes, setting: str, group: list[Record]) -> None:
 def _colour(contender: str) -> str:
     if contender.startswith("engine"):
         return DAY["fast"] if contender == ENGINE else DAY["faithful"]
-    return DAY["other"] if contender.startswith(("ResNet", "DeiT")) else DAY["rival"]
+    return DAY["other"] if contender.startswith(OTHERS) else DAY["rival"]

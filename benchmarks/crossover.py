@@ -71,7 +71,12 @@ def main() -> None:
             weights: next(s for s in program.steps if s.name == name)
             for weights, program in programs.items()
         }
-        keep_records(RESULTS, compare(steps, LAYERS[name], options))
+        place = {"name": name, "threads": options.threads}
+        keep_records(
+            RESULTS,
+            compare(steps, LAYERS[name], options),
+            instead_of=lambda r, place=place: place.items() <= r.context.items(),
+        )
 
 
 def compare(steps: dict[str, Layer], side: int, options: argparse.Namespace) -> list[Record]:

@@ -2,9 +2,10 @@
 
     python benchmarks/engine_accuracy.py RUN --data DIR
 
-Test accuracy of the float model and of both programs, answers that agree, and accuracy against
-steps: stopping after a fixed step, and stopping each image as soon as its leading class is sure
-enough (`Engine.decide`).
+Test accuracy of the float model and of both programs, answers that agree, time of an image by
+itself with the additions that a trained network leaves out, and accuracy against steps: stopping
+after a fixed step, and stopping each image as soon as its leading class is sure enough
+(`Engine.decide`).
 Records go to benchmarks/results/engine_accuracy.jsonl.
 """
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import spikedriven as sd
+from spikedriven.engine.bench import compare_speed
 from spikedriven.records import Record, keep_records, measured
 from spikedriven.train.evaluate import open_run_data
 from spikedriven.train.run import Run
@@ -26,6 +28,8 @@ CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0)
 BATCH = 100
 # Images on which the rule is compared with `Engine.decide`, which takes them one by one.
 DECIDED = 20
+# Images that are timed, one by one, float model and programs in turns.
+TIMED = 100
 
 
 def main() -> None:
@@ -47,8 +51,24 @@ def main() -> None:
         measured("test_accuracy", share, "1", f"float; {subject}", len(test), weights="float",
                  **context)
     ]  # fmt: skip
-    for weights in ("int16", "int8"):
-        program = sd.compile(model, weights, mean=test.info.mean, std=test.info.std)
+    programs = {
+        weights: sd.compile(model, weights, mean=test.info.mean, std=test.info.std)
+        for weights in ("int16", "int8")
+    }
+    for contender in compare_speed(model, programs, pixels[:TIMED]):
+        time = contender.median / TIMED * 1e3
+        more = dict(context)
+        if contender.stats is not None:
+            more["skipped"] = contender.stats.total.skipped
+        print(f"{subject}, {contender.name}: {time:.3f} ms an image, alone")
+        about = f"{contender.name}; {subject}, batch 1"
+        records.append(
+            measured(
+                "milliseconds_per_image", time, "ms", about, TIMED,
+                **more | {"weights": contender.name},
+            )
+        )  # fmt: skip
+    for weights, program in programs.items():
         steps = logits_by_step(program, pixels)
         said = steps[-1].argmax(-1)
         share = float((said == test.labels).mean())

@@ -1,5 +1,7 @@
 """The dense ways to run a PyTorch module on this CPU: PyTorch itself, its compiler, OpenVINO."""
 
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,13 +36,12 @@ def has_openvino() -> bool:
 
 def by_openvino(module: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
     """Return calls of OpenVINO by precision: `float32`, and `int8` as NNCF quantises it."""
-    import logging
-
     import nncf
     import openvino as ov
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # how OpenVINO traces is its own affair
         graph = ov.convert_model(module, example_input=x, input=[x.shape])
     quantised = nncf.quantize(graph, nncf.Dataset([x.numpy()]), subset_size=1)
     settings = {

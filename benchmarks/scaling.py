@@ -82,7 +82,8 @@ def main() -> None:
             measured("linear_fit_residual", residual, "1", subject, len(SIDES), **context)
         )
         records.append(measured("growth_exponent", exponent, "1", subject, len(SIDES), **context))
-    keep_records(RESULTS, records)
+    setting = {"model": options.model, "threads": options.threads}
+    keep_records(RESULTS, records, instead_of=lambda r: setting.items() <= r.context.items())
 
 
 def deit(pixels: np.ndarray, threads: int) -> Callable[[], Any]:

@@ -58,6 +58,17 @@ def test_a_newer_record_takes_the_place_of_the_same_thing_and_of_nothing_else(tm
     assert list(read_records(path)) == [*others, newer]
 
 
+def test_a_comparison_made_anew_replaces_the_old_one_of_its_machine_as_a_whole(tmp_path):
+    path = tmp_path / "records.jsonl"
+    rival = replace(RECORD, subject="rival")
+    elsewhere = replace(rival, device="another")
+    alone = replace(RECORD, subject="alone")
+    keep_records(path, [RECORD, rival, elsewhere, alone])
+    newer = replace(RECORD, value=0.5)
+    keep_records(path, [newer], instead_of=lambda r: r.subject in ("x", "rival"))
+    assert list(read_records(path)) == [elsewhere, alone, newer]
+
+
 def test_a_damaged_file_of_records_is_not_written_over(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text("{\n")

@@ -8,7 +8,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -97,16 +97,34 @@ def measured(
     )
 
 
-def keep_records(path: Path, records: Iterable[Record]) -> None:
+def keep_records(
+    path: Path,
+    records: Iterable[Record],
+    *,
+    instead_of: Callable[[Record], bool] = lambda _record: False,
+) -> None:
     """Add records to a `.jsonl` file; older ones of the same metric, subject and device go.
+
+    Args:
+        path: The file; it need not exist.
+        records: What was measured.
+        instead_of: Which others of the same device go too, because they belong to a comparison
+            that was made anew as a whole.
 
     Raises:
         DataError: A line of the file is not a record.
         CheckpointError: The file cannot be written; it stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    added = list(records)
+    devices = {record.device for record in added}
+    before = [
+        record
+        for record in (read_records(path) if path.exists() else ())
+        if record.device not in devices or not instead_of(record)
+    ]
     kept: dict[tuple[str, str, str], Record] = {}
-    for record in [*(read_records(path) if path.exists() else ()), *records]:
+    for record in [*before, *added]:
         key = (record.metric, record.subject, record.device)
         kept.pop(key, None)  # the newest stands last
         kept[key] = record

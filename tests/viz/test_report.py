@@ -123,7 +123,7 @@ def test_the_command_writes_the_page_and_says_what_is_in_it(tmp_path, capsys):
     append_records(records, EVERYTHING)
     assert main(["report", str(records), "-o", str(output)]) == 0
     shown = capsys.readouterr().out
-    assert f"{len(EVERYTHING)} records, 5 figures: speed, firing_rate" in shown
+    assert f"{len(EVERYTHING)} records; figures: speed, firing_rate" in shown
     read(output.read_text())
     assert main(["report", str(records), "-o", str(output), "--json"]) == 0
     assert f'"records": {len(EVERYTHING)}' in capsys.readouterr().out

@@ -19,6 +19,6 @@ def run(options: Namespace) -> int:
     if options.json:
         show_json({"page": str(output), "records": len(records), "figures": figures})
         return 0
-    say(f"{len(records)} records, {len(figures)} figures: {', '.join(figures) or 'none'}")
+    say(f"{len(records)} records; figures: {', '.join(figures) or 'none that they suffice for'}")
     say(f"Open {output} in a browser; it needs no other file.")
     return 0

@@ -81,6 +81,15 @@ def panels(count: int, columns: int, *, height: float = 1.0) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
+def short(value: float) -> str:
+    """Return a time to three digits, never with an exponent.
+
+    >>> short(1137.6), short(47.66), short(0.8372)
+    ('1138', '47.7', '0.837')
+    """
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def svg(figure: Figure, name: str, title: str, *, alone: bool) -> str:
     """Return a figure as SVG text, whose colours are CSS variables.
 

@@ -45,7 +45,8 @@ def draw(records: Sequence[Record]) -> Figure:
             what = "whole network" if "contender" in context else "attention alone"
             groups.setdefault((what, str(context["axis"])), []).append(points)
         figure = panels(len(groups), len(groups), height=1.15)
-        for number, ((what, axis), group) in enumerate(groups.items(), start=1):
+        ordered = sorted(groups.items(), key=lambda item: item[0][0] != "whole network")
+        for number, ((what, axis), group) in enumerate(ordered, start=1):
             _panel(figure.add_subplot(1, len(groups), number), what, axis, group)
         return figure
 

@@ -31,7 +31,7 @@ from calibrated import calibrated, natural_image
 from dense import Dense, FirstSpikes
 from numpy.typing import NDArray
 from rivals import by_openvino, by_torch, has_openvino, versions
-from turns import in_turns, ratio
+from turns import Bystanders, in_turns, ratio
 
 import spikedriven as sd
 from spikedriven.core.lif import reference
@@ -115,7 +115,9 @@ def measure(options: argparse.Namespace) -> None:
     check_dense(model, x)
     entrants, stats = contenders(model, pixels, x, options)
     mismatches = check(entrants, model, x)
+    watch = Bystanders()
     seconds = in_turns({c.name: c.run for c in entrants}, options.rounds)
+    others = watch.share()
     subject = f"{options.model} at {size}, T=4, batch {options.batch}, {options.threads} threads"
     shape = {"model": options.model, "size": size, "T": 4, "batch": options.batch}
     shape |= {"threads": options.threads} | versions()
@@ -124,7 +126,7 @@ def measure(options: argparse.Namespace) -> None:
         context: dict[str, Any] = {"contender": name, **shape}
         about = f"{name}; {subject}"
         median = statistics.median(times) * 1e3
-        spread = {"least": min(times) * 1e3, "most": max(times) * 1e3}
+        spread = {"least": min(times) * 1e3, "most": max(times) * 1e3, "others": others}
         if name in mismatches:
             spread["first_spikes_that_differ"] = mismatches[name]
         records.append(

@@ -48,7 +48,7 @@ def main() -> None:
     print(f"{subject}, float: {share:.4f}")
     context: dict[str, Any] = {"seed": recipe.seed, "dataset": recipe.data.name}
     records = [
-        measured("test_accuracy", share, "1", f"float; {subject}", len(test), weights="float",
+        measured("accuracy_by_weights", share, "1", f"float; {subject}", len(test), weights="float",
                  **context)
     ]  # fmt: skip
     programs = {
@@ -76,7 +76,7 @@ def main() -> None:
         print(f"{subject}, {weights}: {share:.4f}, the float model's answer on {same:.2%}")
         about = f"engine {weights}; {subject}"
         context["weights"] = weights
-        records.append(measured("test_accuracy", share, "1", about, len(test), **context))
+        records.append(measured("accuracy_by_weights", share, "1", about, len(test), **context))
         records.append(measured("agreement", same, "1", about, len(test), **context))
         records += curve(program, steps, pixels, test.labels, about, context)
     keep_records(RESULTS, records)

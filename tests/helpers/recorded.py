@@ -46,8 +46,8 @@ FIRING_RATE = [
            kind="independent", threads=2, until=1.0, rival="OpenVINO int8"),
 ]  # fmt: skip
 ACCURACY = [
-    record("test_accuracy", 0.99, "float; net on digits", weights="float"),
-    record("test_accuracy", 0.98, "engine int8; net on digits", weights="int8"),
+    record("accuracy_by_weights", 0.99, "float; net on digits", weights="float"),
+    record("accuracy_by_weights", 0.98, "engine int8; net on digits", weights="int8"),
     record("agreement", 0.995, "engine int8; net on digits", weights="int8"),
     *(record("accuracy_after_steps", share, f"engine int8; net on digits; {t} steps",
              weights="int8", mean_steps=t) for t, share in ((2, 0.9), (1, 0.6))),

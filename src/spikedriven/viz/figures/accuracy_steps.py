@@ -20,7 +20,7 @@ def select(records: Iterable[Record]) -> list[Record]:
         r
         for r in records
         if r.metric in (FIXED, CONFIDENT)
-        or (r.metric == "test_accuracy" and r.context.get("weights") == "float")
+        or (r.metric == "accuracy_by_weights" and r.context.get("weights") == "float")
     ]
     return of_newest_machine(found) if any(r.metric == FIXED for r in found) else []
 
@@ -75,7 +75,7 @@ def _by_network(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _panel(axes: Axes, network: str, group: list[Record]) -> None:
     for r in group:
-        if r.metric == "test_accuracy":
+        if r.metric == "accuracy_by_weights":
             axes.axhline(
                 r.value, color=DAY["rival"], linestyle="--", label="float model, all steps"
             )

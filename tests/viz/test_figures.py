@@ -122,6 +122,8 @@ def test_two_machines_are_never_in_one_picture_and_the_newest_figure_counts():
     older = [replace(r, device=ELSEWHERE, value=9.0) for r in SPEED]
     assert [r.value for r in speed.select([*older, *SPEED])] == [10, 80, 200, 700, 40, 17.25]
     assert {r.value for r in speed.select([*SPEED, *older])} == {9.0}
+    alone = [replace(r, subject=f"{r.subject} there", device=ELSEWHERE) for r in SPEED]
+    assert {r.device for r in speed.select([*alone, *SPEED])} == {SPEED[0].device}
     again = replace(SPEED[0], value=30.0)
     assert of_newest_machine([*SPEED, again])[0].value == 30.0
     assert of_newest_machine([]) == []

@@ -72,8 +72,7 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images [B, C, H, W]."""
-        i = self.stem[0](x.unsqueeze(0))
-        s = self._pooled(0, lif(i.expand(self.num_steps, -1, -1, -1, -1)))
+        s = self._pooled(0, self.first_spikes(x))
         s = self._pooled(1, lif(self.stem[1](s)))
         s = self._pooled(2, lif(self.stem[2](s)))
         u = self._pooled(3, self.stem[3](s))
@@ -86,7 +85,24 @@ class Dense(nn.Module):
             u = u + block["contract"](lif(block["expand"](lif(u))))
         return self.head(lif(u.mean(dim=(-2, -1)))).mean(0)
 
+    def first_spikes(self, x: Tensor) -> Tensor:
+        """Return the spikes behind the first convolution, before pooling."""
+        i = self.stem[0](x.unsqueeze(0))
+        return lif(i.expand(self.num_steps, -1, -1, -1, -1))
+
     def _pooled(self, stage: int, x: Tensor) -> Tensor:
         if not self.pools[stage]:
             return x
         return F.max_pool2d(x.flatten(0, 1), 3, 2, 1).unflatten(0, x.shape[:2])
+
+
+class FirstSpikes(nn.Module):
+    """The first layer of a `Dense` alone: what can be compared before chaos sets in."""
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return spikes [T, B, C, H, W]."""
+        return self.dense.first_spikes(x)

@@ -1,32 +1,44 @@
 """The engine against every dense way to run the same network on the same CPU.
 
     python benchmarks/engine.py --model sdt_8_768 --threads 2 --batch 1
+    python benchmarks/engine.py --table     # every row of the documents, one process after another
 
 Weights are random and calibrated to the released model's firing rates (`calibrated.py`), the image
-has the spectrum of photographs. All contenders run in turns in one process; medians are kept, and
-the ratio of each round's neighbours. OpenVINO's rows need `pip install openvino nncf`.
-Appends to benchmarks/results/engine.jsonl.
+has the spectrum of photographs. All contenders run in turns in one process (`turns.py`); medians
+are kept, and the ratio of each round's neighbours. OpenVINO's rows need `pip install openvino
+nncf`, those of torch.compile a C++ compiler.
+
+Before anything is timed: the dense network equals ours in float64, logit by logit, and each way to
+run it is shown to fire in its first layer as ours does. Later layers of a random network are no
+measure: it is chaotic, and one rounding becomes many spikes.
+Records go to benchmarks/results/engine.jsonl.
 """
 
 import argparse
+import copy
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from calibrated import calibrated, natural_image
-from dense import Dense
-from torch import nn
+from dense import Dense, FirstSpikes
+from numpy.typing import NDArray
+from rivals import by_openvino, by_torch, has_openvino, versions
+from turns import Bystanders, in_turns, ratio
 
 import spikedriven as sd
 from spikedriven.core.lif import reference as lif_reference
 from spikedriven.core.synapse import reference as synapse_reference
+from spikedriven.engine.stats import Stats
 from spikedriven.nn import neuron, synapse
-from spikedriven.records import Record, append_records, this_command, this_commit, this_device
+from spikedriven.records import Record, keep_records, measured
 
 RESULTS = Path(__file__).parent / "results" / "engine.jsonl"
 SHAPES = {
@@ -35,99 +47,179 @@ SHAPES = {
     "sdt_2_512_cifar": (sd.SDTConfig(2, 512, 10, stem_pool="0011"), 32),
     "sdt_2_256_cifar": (sd.SDTConfig(2, 256, 10, stem_pool="0011"), 32),
 }
-Run = Callable[[], Any]
+ALL = "eager,fused,nhwc,bf16,compile,openvino,deployed"
+QUICK = "eager,nhwc,bf16,openvino,deployed"
+# Model, threads, batch, rounds, rivals: what the documents show.
+TABLE = (
+    ("sdt_8_768", 2, 1, 7, ALL),
+    ("sdt_8_768", 1, 1, 5, "eager,fused,nhwc,bf16,openvino,deployed"),
+    ("sdt_8_768", 2, 8, 3, QUICK),
+    ("sdt_8_768", 1, 8, 3, "eager,bf16,openvino"),
+    ("sdt_8_512", 2, 1, 7, ALL),
+    ("sdt_2_512_cifar", 2, 1, 9, ALL),
+    ("sdt_2_256_cifar", 2, 1, 9, ALL),
+    ("sdt_2_256_cifar", 2, 8, 9, QUICK),
+)
+OURS = ("engine int8", "engine int16")
+# In float64 the same sums in another order are 1e-15 apart, and no neuron is that near.
+SAME_LOGITS = 1e-9
+# Share of first-layer spikes that may differ: by the rounding of sums in float32, of weights and
+# sums to 8 binary digits in bfloat16, and of weights and image to bytes.
+FIRST_SPIKES = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
+# Images whose first layer is compared.
+COMPARED = 1
+
+
+@dataclass
+class Contender:
+    """One way to classify the images."""
+
+    name: str
+    run: Callable[[], NDArray[Any]]
+    """One call: logits [B, K]."""
+    classes: int
+    """K."""
+    first: Callable[[], NDArray[Any]] | None = None
+    """The spikes of its first layer, where they can be had."""
+    precision: str = ""
+    """Of its first layer: a key of `FIRST_SPIKES`."""
 
 
 def main() -> None:
-    """Measure one model at one batch size and one number of threads."""
+    """Measure one model at one batch size and one number of threads, or the whole table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SHAPES, default="sdt_8_768")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--rivals", default="eager,nhwc,fused,bf16,compile,openvino,deployed")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rivals", default=ALL)
+    parser.add_argument("--table", action="store_true", help="every row of the documents")
     options = parser.parse_args()
+    if not options.table:
+        measure(options)
+        return
+    begin = time.perf_counter()
+    for row in TABLE:
+        names = ("--model", "--threads", "--batch", "--rounds", "--rivals")
+        words = [str(word) for pair in zip(names, row, strict=True) for word in pair]
+        print(" ".join(words), flush=True)
+        subprocess.run([sys.executable, __file__, *words], check=True)
+    print(f"the table took {(time.perf_counter() - begin) / 60:.1f} minutes")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Check that all do the same work, then time them and keep the records."""
     config, size = SHAPES[options.model]
     pixels = natural_image(options.batch, config.in_channels, size, 7)
     x = torch.from_numpy(pixels).float() / 255
     model = calibrated(config, x[:1])
-    runs = contenders(model, pixels, x, options)
-    for name, run in runs.items():  # compile, fill caches
-        begin = time.perf_counter()
-        run()
-        print(f"{name}: first call {time.perf_counter() - begin:.1f} s", flush=True)
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
+    check_dense(model, x)
+    entrants, stats = contenders(model, pixels, x, options)
+    mismatches = check(entrants, model, x)
+    watch = Bystanders()
+    seconds = in_turns({c.name: c.run for c in entrants}, options.rounds)
+    others = watch.share()
     subject = f"{options.model} at {size}, T=4, batch {options.batch}, {options.threads} threads"
-    context = {"torch": torch.__version__, "rounds": options.rounds, **versions()}
-    records = []
+    shape = {"model": options.model, "size": size, "T": 4, "batch": options.batch}
+    shape |= {"threads": options.threads} | versions()
+    records: list[Record] = []
     for name, times in seconds.items():
+        context: dict[str, Any] = {"contender": name, **shape}
+        about = f"{name}; {subject}"
         median = statistics.median(times) * 1e3
-        records.append(record("milliseconds", median, "ms", subject, name, options, context))
-        line = f"{name:28s} {median:9.2f} ms (min {min(times) * 1e3:.2f})"
-        for ours in ("engine int8", "engine int16"):
-            ratio = statistics.median(
-                theirs / own for theirs, own in zip(times, seconds[ours], strict=True)
-            )
+        spread = {"least": min(times) * 1e3, "most": max(times) * 1e3, "others": others}
+        if name in mismatches:
+            spread["first_spikes_that_differ"] = mismatches[name]
+        records.append(
+            measured("milliseconds", median, "ms", about, len(times), **context, **spread)
+        )
+        line = f"{name:28s} {median:9.2f} ms (least {min(times) * 1e3:.2f})"
+        for ours in OURS:
             if name != ours:
-                line += f"   {ratio:6.2f} x {ours}"
-                records.append(
-                    record(f"times_slower_than_{ours.replace(' ', '_')}", ratio, "1", subject,
-                           name, options, context)
-                )  # fmt: skip
+                times_slower = ratio(times, seconds[ours])
+                line += f"   {times_slower:6.2f} x {ours}"
+                metric = f"times_slower_than_{ours.replace(' ', '_')}"
+                records.append(measured(metric, times_slower, "1", about, len(times), **context))
         print(line)
-    append_records(RESULTS, records)
+    for name, counted in stats.items():
+        total = counted.total
+        records.append(
+            measured(
+                "additions_per_image", total.additions / options.batch, "1", f"{name}; {subject}",
+                options.batch, contender=name, skipped=total.skipped, **shape,
+            )
+        )  # fmt: skip
+    # Only what ran in turns is compared: rows of an earlier run of this setting go.
+    keep_records(RESULTS, records, instead_of=lambda r: r.subject.endswith(f"; {subject}"))
 
 
 def contenders(
-    model: sd.SpikeDrivenTransformer, pixels: np.ndarray, x: torch.Tensor, options: Any
-) -> dict[str, Run]:
-    """Return what runs, by name."""
-    int8, int16 = sd.compile(model, "int8"), sd.compile(model, "int16")
-    runs: dict[str, Run] = {
-        "engine int8": lambda: int8.run(pixels, threads=options.threads),
-        "engine int16": lambda: int16.run(pixels, threads=options.threads),
-    }
-    wanted = options.rivals.split(",")
+    model: sd.SpikeDrivenTransformer,
+    pixels: NDArray[np.uint8],
+    x: torch.Tensor,
+    options: argparse.Namespace,
+) -> tuple[list[Contender], dict[str, Stats]]:
+    """Return who takes part, and what the engine counts."""
+    wanted, threads, classes = options.rivals.split(","), options.threads, model.config.num_classes
+    some = x[:COMPARED]
+    entrants, stats = [], {}
+    for name, weights in zip(OURS, ("int8", "int16"), strict=True):
+        program = sd.compile(model, weights)
 
-    def inference(module: nn.Module, x: torch.Tensor) -> Run:
-        def run() -> torch.Tensor:
-            torch.set_num_threads(options.threads)  # the engine has set their common OpenMP
-            with torch.inference_mode():
-                return module(x)
+        def run(program: sd.Program = program) -> NDArray[np.float32]:
+            return program.run(pixels, threads=threads)[0]
 
-        return run
+        stats[name] = program.run(pixels, threads=threads)[1]
+        entrants.append(Contender(name, run, classes))
+
+    def add(name: str, module: torch.nn.Module, first: torch.nn.Module, x: torch.Tensor) -> None:
+        precision = "bfloat16" if x.dtype == torch.bfloat16 else "float32"
+        alone = by_torch(first, x[:COMPARED], threads)
+        entrants.append(Contender(name, by_torch(module, x, threads), classes, alone, precision))
 
     dense = Dense(model).eval()
+    half = Dense(model).eval().to(torch.bfloat16)
+    first, half_first = FirstSpikes(dense), FirstSpikes(half)
     if "eager" in wanted:
-        runs["PyTorch float32 eager"] = plain(inference(model, x))
+        run = plain(by_torch(model, x, threads))
+        entrants.append(Contender("PyTorch float32 eager", run, classes))
     if "fused" in wanted:
-        runs["our float model"] = inference(model, x)
+        run = by_torch(model, x, threads)
+        entrants.append(Contender("our float model", run, classes))
     if "nhwc" in wanted:
-        runs["PyTorch float32 folded NHWC"] = inference(dense, x)
+        add("PyTorch float32 folded NHWC", dense, first, x)
     if "bf16" in wanted:
-        half = Dense(model).eval().to(torch.bfloat16)
-        runs["PyTorch bfloat16 NHWC"] = inference(half, x.bfloat16())
+        add("PyTorch bfloat16 NHWC", half, half_first, x.bfloat16())
     if "compile" in wanted:
-        runs["torch.compile float32"] = inference(torch.compile(dense), x)
-        half = Dense(model).eval().to(torch.bfloat16)
-        runs["torch.compile bfloat16"] = inference(torch.compile(half), x.bfloat16())
-    if "openvino" in wanted:
-        runs |= openvino(dense, x, options.threads, "")
-    if "deployed" in wanted:
-        runs |= deployed(options)
-    return runs
+        compiled = torch.compile
+        add("torch.compile float32", compiled(dense), compiled(first), x)
+        add("torch.compile bfloat16", compiled(half), compiled(half_first), x.bfloat16())
+    if "openvino" in wanted and has_openvino():
+        firsts = by_openvino(first, some, threads)
+        for precision, run in by_openvino(dense, x, threads).items():
+            name = f"OpenVINO {precision}"
+            entrants.append(Contender(name, run, classes, firsts[precision], precision))
+    if "deployed" in wanted and options.model in ("sdt_8_768", "sdt_8_512") and has_openvino():
+        entrants += deployed(x, threads)
+    return entrants, stats
 
 
-def plain(run: Run) -> Run:
+def deployed(x: torch.Tensor, threads: int) -> list[Contender]:
+    """Return what a user would deploy instead, in OpenVINO int8; their weights are random."""
+    import timm
+
+    entrants = []
+    for name, shown in (("resnet50", "ResNet-50"), ("deit_small_patch16_224", "DeiT-S")):
+        rival = timm.create_model(name, pretrained=False).eval()
+        run = by_openvino(rival, x, threads)["int8"]
+        entrants.append(Contender(f"{shown} OpenVINO int8", run, 1000))
+    return entrants
+
+
+def plain(run: Callable[[], NDArray[Any]]) -> Callable[[], NDArray[Any]]:
     """Run with the reference neurons and synapses: PyTorch's own operations only."""
 
-    def with_plain() -> Any:
+    def with_plain() -> NDArray[Any]:
         fast = neuron.lif, neuron.norm_lif, synapse.spike_conv2d
         neuron.lif, neuron.norm_lif = lif_reference.lif, lif_reference.norm_lif
         synapse.spike_conv2d = synapse_reference.spike_conv2d
@@ -139,68 +231,44 @@ def plain(run: Run) -> Run:
     return with_plain
 
 
-def openvino(module: nn.Module, x: torch.Tensor, threads: int, prefix: str) -> dict[str, Run]:
-    """Return OpenVINO in float32 and quantised to int8 by NNCF, on the same input."""
-    try:
-        import nncf
-        import openvino as ov
-    except ImportError:
-        print("openvino or nncf is not installed: its rows are left out")
-        return {}
-    core = ov.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    with torch.no_grad():
-        graph = ov.convert_model(module, example_input=x, input=[x.shape])
-    calibration = nncf.Dataset([x.numpy()])
-    small = nncf.quantize(graph, calibration, subset_size=1)
-    runs = {}
-    for name, program in ((f"{prefix}OpenVINO float32", graph), (f"{prefix}OpenVINO int8", small)):
-        compiled = core.compile_model(program, "CPU", settings)
-        request = compiled.create_infer_request()
-        runs[name] = lambda request=request: request.infer([x.numpy()])
-    return runs
+@torch.inference_mode()
+def check_dense(model: sd.SpikeDrivenTransformer, x: torch.Tensor) -> None:
+    """Refuse to time a dense network that is not ours; on a corner of the image, to save time."""
+    side = min(x.shape[-1], 64)
+    corner = x[:1, :, :side, :side].double()
+    ours = copy.deepcopy(model).double()
+    difference = float((Dense(ours).double()(corner) - ours(corner)).abs().max())
+    if not difference < SAME_LOGITS:
+        raise SystemExit(f"the dense network's logits are off by {difference}; nothing is timed")
 
 
-def deployed(options: Any) -> dict[str, Run]:
-    """Return what a user would deploy instead, in OpenVINO int8; their weights are random."""
-    import timm
+@torch.inference_mode()
+def check(
+    entrants: list[Contender], model: sd.SpikeDrivenTransformer, x: torch.Tensor
+) -> dict[str, float]:
+    """Call everyone twice; refuse who answers in another shape or fires otherwise.
 
-    x = torch.from_numpy(natural_image(options.batch, 3, 224, 7)).float() / 255
-    runs = {}
-    for name in ("resnet50", "deit_small_patch16_224"):
-        rival = timm.create_model(name, pretrained=False).eval()
-        both = openvino(rival, x, options.threads, f"{name} ")
-        runs |= {key: run for key, run in both.items() if "int8" in key}
-    return runs
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the rivals that were there."""
-    found = {"numba": sys.modules["numba"].__version__}
-    if "openvino" in sys.modules:
-        found["openvino"] = sys.modules["openvino"].__version__
-    return found
-
-
-def record(
-    metric: str, value: float, unit: str, subject: str, name: str, options: Any, context: Any
-) -> Record:
-    """Return one figure with its passport."""
-    return Record(
-        metric=metric,
-        value=value,
-        unit=unit,
-        subject=f"{name}; {subject}",
-        count=options.rounds,
-        command=this_command(),
-        commit=this_commit(),
-        device=this_device(),
-        context=context,
-    )
+    Returns:
+        Name -> share of the first layer's spikes that differ from ours.
+    """
+    with sd.record_spikes(model) as spikes:
+        model(x[:COMPARED])
+    wanted = spikes["stem.image"].numpy()
+    mismatches = {}
+    for contender in entrants:
+        name = contender.name
+        begin = time.perf_counter()
+        logits = contender.run()
+        print(f"{name}: first call {time.perf_counter() - begin:.1f} s", flush=True)
+        if logits.shape != (len(x), contender.classes) or not np.isfinite(logits).all():
+            raise SystemExit(f"{name} answers {logits.shape} or NaN; nothing is timed")
+        if contender.first is not None:
+            got = contender.first() > 0.5
+            mismatches[name] = float((got != wanted).mean())
+            print(f"{name}: {mismatches[name]:.1e} of the first layer's spikes differ")
+            if mismatches[name] > FIRST_SPIKES[contender.precision]:
+                raise SystemExit(f"{name} fires otherwise in its first layer; nothing is timed")
+    return mismatches
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_the_readmes_commands_are_understood():
     from spikedriven.cli.main import parse
 
     lines = re.findall(r"^    (spikedriven [^#\n]+)", README.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert parse(["train", "a", "--data", "b", "c=1"]).settings == ["c=1"]
     for line in lines:
         options = parse(line.split()[1:])
@@ -87,16 +87,4 @@ def test_the_readmes_figures_are_the_recorded_ones():
     assert row("| Fashion-MNIST") == recorded("test_accuracy", 4, "on fashion_mnist")
     assert row("| its seconds") == recorded("train_seconds", 0, "on fashion_mnist")
     assert row("| training step") == sorted(recorded("training_speed_ratio", 2))
-    rivals = {
-        "| PyTorch float32 eager": "PyTorch float32 eager",
-        "| PyTorch float32, batch": "PyTorch float32 folded NHWC",
-        "| PyTorch bfloat16": "PyTorch bfloat16 NHWC",
-        "| OpenVINO float32": "OpenVINO float32;",
-        "| OpenVINO int8 (NNCF)": "OpenVINO int8; sdt",
-        "| OpenVINO int8 running DeiT-S": "deit_small",
-    }
-    measured = [r for r in records if "sdt_8_768" in r.subject and "batch 1, 2" in r.subject]
-    for start, rival in rivals.items():
-        own = [r for r in measured if r.metric == "times_slower_than_engine_int8"]
-        assert row(start) == [f"{r.value:.2f}" for r in own if r.subject.startswith(rival)]
     assert row("| the same, peak") == sorted(recorded("training_memory_ratio", 2))

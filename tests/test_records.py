@@ -1,9 +1,21 @@
 """A number keeps its passport."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from spikedriven.errors import DataError
-from spikedriven.records import Record, append_records, read_records, this_commit, this_device
+from spikedriven.records import (
+    Record,
+    append_records,
+    keep_records,
+    measured,
+    read_records,
+    this_commit,
+    this_device,
+)
 
 RECORD = Record(
     metric="rate", value=0.25, unit="1", subject="x", count=4,
@@ -31,3 +43,59 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
 def test_a_folder_without_a_checkout_has_an_unknown_commit(tmp_path):
     assert this_commit(tmp_path) == "unknown"
     assert "cores" in this_device()
+
+
+def test_a_newer_record_takes_the_place_of_the_same_thing_and_of_nothing_else(tmp_path):
+    path = tmp_path / "records.jsonl"
+    others = [
+        replace(RECORD, metric="m"),
+        replace(RECORD, subject="y"),
+        replace(RECORD, device="z"),
+    ]
+    keep_records(path, [RECORD, *others])
+    newer = replace(RECORD, value=0.5, commit="def", command="python y.py", count=1, context={})
+    keep_records(path, [newer])
+    assert list(read_records(path)) == [*others, newer]
+
+
+def test_a_comparison_made_anew_replaces_the_old_one_of_its_machine_as_a_whole(tmp_path):
+    path = tmp_path / "records.jsonl"
+    rival = replace(RECORD, subject="rival")
+    elsewhere = replace(rival, device="another")
+    alone = replace(RECORD, subject="alone")
+    keep_records(path, [RECORD, rival, elsewhere, alone])
+    newer = replace(RECORD, value=0.5)
+    keep_records(path, [newer], instead_of=lambda r: r.subject in ("x", "rival"))
+    assert list(read_records(path)) == [elsewhere, alone, newer]
+
+
+def test_a_damaged_file_of_records_is_not_written_over(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("{\n")
+    with pytest.raises(DataError, match="line 1"):
+        keep_records(path, [RECORD])
+    assert path.read_text() == "{\n"
+
+
+def test_a_kept_file_has_the_permissions_of_any_new_file(tmp_path):
+    keep_records(tmp_path / "records.jsonl", [RECORD])
+    (tmp_path / "other").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("records.jsonl", "other")]
+    assert modes[0] == modes[1]
+    assert len(list(tmp_path.iterdir())) == 2  # nothing temporary is left
+
+
+def test_a_measurement_carries_this_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/x.py", "--rounds", "3"])
+    record = measured("rate", 0.25, "1", "x", 4, seed=0)
+    assert record.command == "python benchmarks/x.py --rounds 3"
+    assert record.commit == this_commit()
+    assert record.device == this_device()
+    assert (record.value, record.count, record.context) == (0.25, 4, {"seed": 0})
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_a_processor_is_told_from_its_namesakes():
+    if "cpu family" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no family")
+    assert "(family " in this_device()

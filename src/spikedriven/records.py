@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -64,17 +64,72 @@ def this_commit(folder: Path | None = None) -> str:
 
 
 def this_device() -> str:
-    """Return the processor of this machine in words, e.g. `AMD EPYC, 2 cores`."""
-    import os
+    """Return the processor in words, e.g. `AMD EPYC (family 25, model 17), 2 cores`.
 
+    Family and model, where Linux tells them, because virtual machines give one name to processors
+    of which one is twice as fast as the other.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+        pairs = [line.partition(":") for line in cpuinfo.read_text().split("\n\n")[0].splitlines()]
+        told = {key.strip(): value.strip() for key, _, value in pairs}
+        name = told.get("model name", name)
+        if "cpu family" in told and "model" in told:
+            name += f" (family {told['cpu family']}, model {told['model']})"
     return f"{name}, {os.cpu_count()} cores"
+
+
+def measured(
+    metric: str, value: float, unit: str, subject: str, count: int, **context: float | str
+) -> Record:
+    """Return a number that this process measured, with its passport; the arguments are fields."""
+    return Record(
+        metric=metric,
+        value=value,
+        unit=unit,
+        subject=subject,
+        count=count,
+        command=this_command(),
+        commit=this_commit(),
+        device=this_device(),
+        context=context,
+    )
+
+
+def keep_records(
+    path: Path,
+    records: Iterable[Record],
+    *,
+    instead_of: Callable[[Record], bool] = lambda _record: False,
+) -> None:
+    """Add records to a `.jsonl` file; older ones of the same metric, subject and device go.
+
+    Args:
+        path: The file; it need not exist.
+        records: What was measured.
+        instead_of: Which others of the same device go too, because they belong to a comparison
+            that was made anew as a whole.
+
+    Raises:
+        DataError: A line of the file is not a record.
+        CheckpointError: The file cannot be written; it stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    added = list(records)
+    devices = {record.device for record in added}
+    before = [
+        record
+        for record in (read_records(path) if path.exists() else ())
+        if record.device not in devices or not instead_of(record)
+    ]
+    kept: dict[tuple[str, str, str], Record] = {}
+    for record in [*before, *added]:
+        key = (record.metric, record.subject, record.device)
+        kept.pop(key, None)  # the newest stands last
+        kept[key] = record
+    lines = [json.dumps(asdict(record)) + "\n" for record in kept.values()]
+    write_whole(path, "".join(lines).encode())
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
@@ -118,18 +173,16 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         CheckpointError: The file cannot be written (disk full, no permission); the old one stays.
     """
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # with the permissions of any new file
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} could not be written ({error.strerror}) and is left as it was; the folder "
             "must be writable and have room: free some space or choose another folder"

@@ -11,16 +11,19 @@ from spikedriven.records import this_device
 
 CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargparse", "PyYAML")
 TRAIN = ("lightning", "scikit-learn", "tensorboard", "timm", "torchmetrics", "torchvision")
+REPORT = ("matplotlib",)
 
 
 def run(options: Namespace) -> int:
     """Look around and report; exit 1 where the core cannot work."""
-    versions = {name: _version(name) for name in (*CORE, *TRAIN)}
+    versions = {name: _version(name) for name in (*CORE, *TRAIN, *REPORT)}
     advice = []
     if any(versions[name] is None for name in CORE):
         advice.append("pip install spikedriven")
     if any(versions[name] is None for name in TRAIN):
         advice.append('pip install "spikedriven[train]"')
+    if any(versions[name] is None for name in REPORT):
+        advice.append('pip install "spikedriven[report]"')
     machine = {
         "spikedriven": __version__,
         "python": platform.python_version(),

@@ -16,7 +16,10 @@ from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
-VERBS = ("train", "eval", "predict", "compile", "run", "bench", "audit", "models", "doctor")
+EXTRAS = {"matplotlib": "report"}  # package -> extra; all others come with `train`
+VERBS = (
+    "train", "eval", "predict", "compile", "run", "bench", "audit", "report", "models", "doctor",
+)  # fmt: skip
 
 
 class _UsageError(SpikeDrivenError):
@@ -88,9 +91,15 @@ def build_parser() -> ArgumentParser:
     audit = verb("audit", "look for multiplications where there must be none")
     audit.add_argument("--engine", action="store_true", help="in the engine's machine code")
 
+    report = verb("report", "draw records as one HTML page")
+    report.add_argument(
+        "records", metavar="RECORDS", nargs="+", help="a .jsonl file, a folder of them, or a run"
+    )
+    report.add_argument("-o", "--output", metavar="FILE", default="report.html")
+
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    for added in (evaluate, predict, compiled, execute, bench, audit, models, doctor):
+    for added in (evaluate, predict, compiled, execute, bench, audit, report, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 
@@ -121,8 +130,9 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, SpikeDrivenError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get(str(error.name), "train")
         return f"the package {error.name} is not installed; this command needs it: pip install " + (
-            "spikedriven" if error.name in CORE else '"spikedriven[train]"'
+            "spikedriven" if error.name in CORE else f'"spikedriven[{extra}]"'
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full{_where(error)}; it must have room: free some space"
@@ -168,6 +178,8 @@ def _collect(word: str, options: Namespace) -> bool:
         options.settings.append(word)
     elif options.verb in ("predict", "run"):
         options.images.append(word)
+    elif options.verb == "report":
+        options.records.append(word)
     else:
         return False
     return True

@@ -1,0 +1,72 @@
+"""Records of every kind that a figure draws, small enough to check by eye."""
+
+from typing import Any
+
+from spikedriven.records import Record
+
+
+def record(
+    metric: str, value: float, subject: str, device: str = "a CPU", **context: Any
+) -> Record:
+    return Record(
+        metric=metric, value=value, unit="1", subject=subject, count=3, command="python x.py",
+        commit="abc", device=device, context=context,
+    )  # fmt: skip
+
+
+SETTING = "sdt_8_768 at 224, T=4, batch 1, 2 threads"
+SPEED = [
+    record("milliseconds", ms, f"{name}; {SETTING}", contender=name, model="sdt_8_768", batch=1,
+           threads=2)
+    for name, ms in (("DeiT-S OpenVINO int8", 10.0), ("engine int16", 80.0),
+                     ("OpenVINO int8", 200.0), ("PyTorch float32 eager", 700.0),
+                     ("engine int8", 40.0))
+] + [
+    record("times_slower_than_engine_int8", 17.25, f"PyTorch float32 eager; {SETTING}",
+           contender="PyTorch float32 eager", model="sdt_8_768", batch=1, threads=2),
+]  # fmt: skip
+LAYER = "1x1, 8 to 8, 14 x 14"
+
+
+def layer_time(contender: str, ms: float, **more: Any) -> Record:
+    return record(
+        "layer_milliseconds", ms, f"{contender}; {more}", contender=contender, layer=LAYER,
+        threads=2, **more,
+    )  # fmt: skip
+
+
+FIRING_RATE = [
+    *(layer_time("engine int8", ms, kind="independent", rate=rate)
+      for rate, ms in ((0.0, 1.0), (1.0, 5.0), (0.5, 6.0))),
+    *(layer_time("engine int8", ms, kind="held", rate=rate)
+      for rate, ms in ((0.0, 1.0), (1.0, 3.0))),
+    layer_time("OpenVINO int8", 4.0),
+    layer_time("PyTorch float32", 9.0),
+    record("crossover_rate", 0.3, "engine int8; independent", contender="engine int8", layer=LAYER,
+           kind="independent", threads=2, until=1.0, rival="OpenVINO int8"),
+]  # fmt: skip
+ACCURACY = [
+    record("accuracy_by_weights", 0.99, "float; net on digits", weights="float"),
+    record("accuracy_by_weights", 0.98, "engine int8; net on digits", weights="int8"),
+    record("agreement", 0.995, "engine int8; net on digits", weights="int8"),
+    *(record("accuracy_after_steps", share, f"engine int8; net on digits; {t} steps",
+             weights="int8", mean_steps=t) for t, share in ((2, 0.9), (1, 0.6))),
+    *(record("accuracy_by_confidence", share, f"engine int8; net on digits; confidence {c}",
+             weights="int8", confidence=c, mean_steps=steps)
+      for c, steps, share in ((0.9, 1.75, 0.88), (0.5, 1.25, 0.7))),
+]  # fmt: skip
+ATTENTION = "engine's attention, T=4, by tokens, 768 channels"
+SCALING = [
+    *(record("attention_microseconds", us, f"{ATTENTION}: {n}", axis="tokens", size=n)
+      for n, us in ((200, 5.0), (100, 3.0))),
+    record("linear_fit_residual", 0.25, ATTENTION, axis="tokens", offset=1.0, slope=0.02),
+    record("growth_exponent", 0.75, ATTENTION, axis="tokens"),
+]  # fmt: skip
+TRAINING = [
+    *(record("validation_accuracy_at_step", share, "net on digits", step=step, epoch=0)
+      for step, share in ((20, 0.75), (10, 0.5))),
+    *(record("training_accuracy_at_step", share, "net on digits", step=step, epoch=0)
+      for step, share in ((5, 0.25), (15, 0.625))),
+    record("test_accuracy", 0.8125, "net on digits"),
+]  # fmt: skip
+EVERYTHING = [*SPEED, *FIRING_RATE, *ACCURACY, *SCALING, *TRAINING]

@@ -50,6 +50,9 @@ I16 = Vector(16, 32)
 I32 = Vector(32, 16)
 I16X16 = Vector(16, 16)
 """A short one, for short lists."""
+I64 = Vector(64, 8)
+I64X4 = Vector(64, 4)
+"""Four words: the four steps of 64 channels."""
 # Of real numbers four registers at a time, or what the processor has instead of them.
 F32 = Vector(32, 64, real=True)
 F64 = Vector(64, 32, real=True)
@@ -97,6 +100,7 @@ def _load(vector: Vector) -> Callable[..., Any]:
 
 
 load_i8, load_i16, load_i32, load_i16x16 = _load(I8), _load(I16), _load(I32), _load(I16X16)
+load_i64, load_i64x4 = _load(I64), _load(I64X4)
 """(array, index) -> the elements that start at a flat index of a contiguous array."""
 
 
@@ -231,6 +235,8 @@ def _spread(builder, vector, scalar):
 _add, _add_real, _sub = _binary("add"), _binary("fadd"), _binary("sub")
 both = _binary("and_")
 """(x, y) -> x AND y, bit by bit."""
+either = _binary("or_")
+"""(x, y) -> x OR y, bit by bit."""
 differ = _binary("xor")
 """(x, y) -> the bits in which x and y differ."""
 shift_left, shift_right = _shift("shl"), _shift("ashr")
@@ -265,6 +271,7 @@ def _splat(vector: Vector) -> Callable[..., Any]:
 
 
 splat_i16, splat_i32, splat_i16x16 = _splat(I16), _splat(I32), _splat(I16X16)
+splat_i64, splat_i64x4 = _splat(I64), _splat(I64X4)
 """x -> a vector with x in every lane."""
 
 

@@ -531,6 +531,11 @@ class _AttendLayer:
         q, k, v = (net.spikes[name] for name in (step.query, step.key, step.value))
         tokens = q.height * q.width
         key, value = k.words, v.words
+        if step.dilation_heads is None and step.gate is None:
+            # In place: nobody else reads the query.
+            attend.attend(q.words, key, value, tokens, q.words)
+            net.spikes[step.name] = q
+            return
         if step.dilation_heads is not None:
             key, value = self._dilated_pixels(net, k, "key"), self._dilated_pixels(net, v, "value")
         gate = self._gate(net, key, value, tokens)

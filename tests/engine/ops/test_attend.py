@@ -63,12 +63,17 @@ def test_a_gates_neurons_fire_on_the_number_of_agreements():
 
 
 def run_kernels(q, k, v):
-    """Agree, then mask; return the packed result."""
+    """Agree, then mask; and both at once, aside and in place: return the packed result of all."""
     words, tokens = to_words(q), q.shape[2] * q.shape[3]
+    key, value = to_words(k), to_words(v)
     gate = np.full((q.shape[1], *words.shape[1:]), GARBAGE)
-    cpu.agree(to_words(k), to_words(v), tokens, gate)
-    out = np.full(words.shape, GARBAGE)
+    cpu.agree(key, value, tokens, gate)
+    out, at_once = np.full(words.shape, GARBAGE), np.full(words.shape, GARBAGE)
     cpu.mask(words, gate, tokens, out)
+    cpu.attend(words, key, value, tokens, at_once)
+    assert np.array_equal(at_once, out)
+    cpu.attend(words, key, value, tokens, words)
+    assert np.array_equal(words, out)
     return out
 
 

@@ -16,7 +16,9 @@ from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
-VERBS = ("train", "eval", "predict", "compile", "run", "bench", "audit", "models", "doctor")
+VERBS = (
+    "train", "eval", "predict", "energy", "compile", "run", "bench", "audit", "models", "doctor",
+)  # fmt: skip
 
 
 class _UsageError(SpikeDrivenError):
@@ -65,6 +67,21 @@ def build_parser() -> ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+")
     predict.add_argument("--top", type=int, default=5, help="classes to name for each image")
 
+    energy = verb("energy", "charge what a run or a table of firing rates computes, in joules")
+    energy.add_argument("run", metavar="RUN", nargs="?", help="a run; or give --model or --rates")
+    energy.add_argument("--model", metavar="NAME", help="a published size, with --rates")
+    energy.add_argument("--rates", metavar="FILE", help="firing rates: a .csv or a packaged table")
+    energy.add_argument("--size", type=int, help="side of the image in pixels, with --rates")
+    energy.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
+    energy.add_argument("--images", type=int, help="test images to count; default: all")
+    energy.add_argument("--checkpoint", help="last or best; default: the recipe's")
+    energy.add_argument("--convention", help="published, executed or memory; default: all")
+    energy.add_argument("--image", default="once", help="first layer: once, repeated or bits")
+    energy.add_argument("--costs", default="float32", help="float32, int16, int8, or a .toml file")
+    energy.add_argument("--by", default="part", help="rows: part, block or layer")
+    energy.add_argument("--csv", action="store_true", help="print every line of account as CSV")
+    energy.add_argument("--records", metavar="FILE", help="append totals to this .jsonl file")
+
     compiled = verb("compile", "turn a run into a program that only adds")
     compiled.add_argument("run", metavar="RUN")
     compiled.add_argument("-o", "--output", metavar="FILE", help="default: RUN-WEIGHTS.spk")
@@ -90,7 +107,7 @@ def build_parser() -> ArgumentParser:
 
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    for added in (evaluate, predict, compiled, execute, bench, audit, models, doctor):
+    for added in (evaluate, predict, energy, compiled, execute, bench, audit, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 

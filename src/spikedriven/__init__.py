@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spikedriven.energy.account import energy as energy
+    from spikedriven.energy.audit import audit as audit
     from spikedriven.energy.counts import count as count
     from spikedriven.engine.compile import compile as compile  # noqa: A004
     from spikedriven.engine.plan import Program as Program
@@ -25,6 +26,7 @@ _HOMES = {
     "Program": "spikedriven.engine.plan",
     "SDTConfig": "spikedriven.models.sdt",
     "SpikeDrivenTransformer": "spikedriven.models.sdt",
+    "audit": "spikedriven.energy.audit",
     "compile": "spikedriven.engine.compile",
     "count": "spikedriven.energy.counts",
     "create_model": "spikedriven.models.registry",

@@ -100,16 +100,21 @@ def run(options: Namespace) -> int:
     say(f"{subject.name}, {net.height} x {net.width} pixels, T = {subject.time_steps}")
     say(f"Spikes: {subject.source}")
     say(f"Costs: {costs.precision}, {costs.node_nm:g} nm; {costs.citation}")
-    say("mJ per image")
+    # Networks of a laptop cost microjoules.
+    unit, size = ("mJ", 1.0) if accounts["ann"].total_mj >= 1 else ("uJ", 1e3)
+    say(f"{unit} per image")
     say()
-    _show_accounts(accounts, options.by)
+    _show_accounts(accounts, options.by, size)
     say()
     for image, total in first_layer.items():
-        say(f"executed, first layer {_IN_WORDS[image]}: {total:.2f} mJ")
+        say(f"executed, first layer {_IN_WORDS[image]}: {size * total:.2f} {unit}")
     if "executed" in accounts:
         beside = accounts["executed"].beside_mj
-        say(f"beside executed, not charged: neurons, pools, stream {beside:.3f} mJ")
-    say(f"int8: executed {with_int8['executed']:.3f} mJ, same-shape ANN {with_int8['ann']:.3f} mJ")
+        say(f"beside executed, not charged: neurons, pools, stream {size * beside:.2f} {unit}")
+    say(
+        f"in int8: executed {size * with_int8['executed']:.2f} {unit}, same-shape ANN "
+        f"{size * with_int8['ann']:.2f} {unit}"
+    )
     say()
     say("Attention of a block, query, key and value included, against float32 softmax attention")
     for name, ratio in ratios.items():
@@ -225,14 +230,17 @@ def _countable_images(subject: _Subject) -> list[str]:
     return ["once", "repeated", *(["bits"] if knows_bits else [])]
 
 
-def _show_accounts(accounts: "dict[str, Account]", by: str) -> None:
+def _show_accounts(accounts: "dict[str, Account]", by: str, size: float) -> None:
     columns = {name: getattr(account, f"by_{by}")() for name, account in accounts.items()}
     names = list(dict.fromkeys(row for column in columns.values() for row in column))
     rows = [
-        (row, *(f"{column[row]:.4f}" if row in column else "-" for column in columns.values()))
+        (
+            row,
+            *(f"{size * column[row]:.4f}" if row in column else "-" for column in columns.values()),
+        )
         for row in names
     ]
-    totals = ("total", *(f"{account.total_mj:.2f}" for account in accounts.values()))
+    totals = ("total", *(f"{size * account.total_mj:.2f}" for account in accounts.values()))
     headings = [{"ann": "same-shape ANN"}.get(name, name) for name in columns]
     show_table([by, *headings], [*rows, totals])
 

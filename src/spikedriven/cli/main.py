@@ -17,7 +17,8 @@ from spikedriven.errors import SpikeDrivenError
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
 VERBS = (
-    "train", "eval", "predict", "energy", "compile", "run", "bench", "audit", "models", "doctor",
+    "train", "eval", "predict", "energy", "compile", "run", "bench", "audit", "conform",
+    "models", "doctor",
 )  # fmt: skip
 
 
@@ -102,12 +103,21 @@ def build_parser() -> ArgumentParser:
     bench.add_argument("--batch", type=int, default=1, help="images given at once")
     bench.add_argument("--threads", type=int, help="default: all of the processor's")
 
-    audit = verb("audit", "look for multiplications where there must be none")
-    audit.add_argument("--engine", action="store_true", help="in the engine's machine code")
+    audit = verb("audit", "look for anything but spikes where there must be nothing else")
+    audit.add_argument("subject", metavar="RUN|MODEL", nargs="?", help="a run, or a model's name")
+    audit.add_argument("--engine", action="store_true", help="the engine's machine code instead")
+    audit.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
+    audit.add_argument("--checkpoint", help="last or best; default: the recipe's")
+
+    conform = verb("conform", "ask a run or a model to keep every rule of the package")
+    conform.add_argument("subject", metavar="RUN|MODEL", help="a run, or a model's name")
+    conform.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
+    conform.add_argument("--checkpoint", help="last or best; default: the recipe's")
 
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    for added in (evaluate, predict, energy, compiled, execute, bench, audit, models, doctor):
+    asked = (evaluate, predict, energy, compiled, execute, bench, audit, conform, models, doctor)
+    for added in asked:
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 

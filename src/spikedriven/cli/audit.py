@@ -19,7 +19,7 @@ def run(options: Namespace) -> int:
     if options.subject is None:
         raise ConfigError(
             "nothing was named to audit; it must be a run, a model or the engine: "
-            "pass RUN, MODEL or --engine"
+            "pass --engine, or name a RUN or MODEL"
         )
     return _audit_network(options)
 

@@ -198,7 +198,7 @@ class _Watch(TorchDispatchMode):
             self._check_operands(kind if has_weights else "product", operands)
         elif name in _PRODUCTS:
             self._check_operands("product", [args[i] for i in _PRODUCTS[name]])
-        elif name in _AVERAGES:
+        elif name in _AVERAGES and not self._is_weight(args[0]):
             self._note("average", "numbers are averaged, and what comes out is no spike")
         elif name in _MAXIMA and (strange := _strange(args[0])):
             self._note("maximum", f"it compares {strange}")

@@ -248,7 +248,6 @@ class _Counter:
                 "the batch is empty; there must be at least one image to be counted: "
                 "drop empty batches"
             )
-        self._measured.clear()
         net = network(self.config, H, W)
         self.counts.add(Counts(network=net, images=B, frames=S * B, time_steps=num_steps * B))
         for name, kinds in standing(net).items():
@@ -285,13 +284,14 @@ class _Counter:
         A tensor that several layers read is measured once. Sums over channels are exact in single
         precision, sums over images and pixels in double.
         """
-        known = self._measured.get(id(s))
+        key = id(s)
+        known = self._measured.get(key)
         if known is not None and known[0]() is s:
             return known[1]
-        s_flat = s.detach()
-        per_site = s_flat.sum(dim=2, dtype=torch.promote_types(s.dtype, torch.float32))
+        per_site = s.detach().sum(dim=2, dtype=torch.promote_types(s.dtype, torch.float32))
         seen = per_site.sum(dim=1, dtype=torch.float64)
-        self._measured[id(s)] = weakref.ref(s), seen
+        forget = partial(self._measured.pop, key, None)
+        self._measured[key] = weakref.ref(s, lambda _: forget()), seen
         return seen
 
 

@@ -224,7 +224,10 @@ def _additions(of: _Subject) -> tuple[bool | None, str]:
     T = of.x.shape[1]
     program = compile_model(of.model, mean=of.mean, std=of.std, num_steps=T)
     x = of.x.numpy()
-    _, trace = run_reference(program, x)
+    try:
+        _, trace = run_reference(program, x)
+    except ShapeError as error:
+        return None, f"the engine cannot read the frames: {error}"
     with firing_as(of.model, trace.spikes):
         counts = count(of.model, of.x, mean=of.mean, std=of.std)
     executed = program.run(x)[1].additions

@@ -192,7 +192,8 @@ def _stepwise(of: _Subject) -> tuple[bool, str]:
 
 
 def _gradients(of: _Subject) -> tuple[bool, str]:
-    model = copy.deepcopy(of.model)
+    # Through a layer that is silent no gradient passes, and rightly: the question is the wiring.
+    model = enlivened(copy.deepcopy(of.model), of.x)
     steps = model.forward_steps(of.x)
     (steps * torch.randn_like(steps)).sum().backward()
     named = list(model.named_parameters())

@@ -4,7 +4,8 @@
 
 The two run in turns in one process with one thread; time is the process's own, which other
 processes disturb least, and the ratio is the median over rounds. Memory is what the process has
-held at most after 100 batches, above what it had after 10. Replaces benchmarks/results/counter.jsonl.
+held at most after 100 batches, above what it had after 10. Replaces the records of
+benchmarks/results/counter.jsonl.
 """
 
 import resource

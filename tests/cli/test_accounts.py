@@ -71,6 +71,14 @@ def test_json_has_every_account_and_its_prices(capsys):
     assert f"{result['attention']['executed']['ratio']:.1f}" == "4.1"
 
 
+def test_json_of_silence_is_json(capsys, tmp_path):
+    path = table(tmp_path / "rates.csv", lambda lines: [r.replace(",0.1", ",0") for r in lines])
+    words = ["energy", "--model", "sdt_tiny", "--rates", path]
+    result = json.loads(printed(capsys, *words, "--json"), parse_constant=pytest.fail)
+    assert result["attention"]["executed"]["ratio"] is None
+    assert "E1/E2 = inf" in printed(capsys, *words)
+
+
 def test_csv_has_every_line_of_account(capsys):
     shown = printed(
         capsys, "energy", "--rates", "paper_sdt_8_512_224", "--csv", "--convention", "executed"

@@ -200,3 +200,10 @@ def test_what_cannot_be_charged_is_refused_in_a_sentence(counts):
         energy(Counts())
     with pytest.raises(ConfigError, match="bits were not counted"):
         energy(estimate("paper_sdt_8_512_224"), image="bits")
+
+
+def test_silence_costs_attention_nothing():
+    silent = Rates(layers=dict.fromkeys(network(SMALL, 16, 16).sites, (0.0,)))
+    of = attention(Estimate(network=network(SMALL, 16, 16), rates=silent))
+    assert of.e2_pj == of.e2_project_pj == 0
+    assert of.ratio == of.ratio_project == math.inf

@@ -297,3 +297,20 @@ def test_our_layers_are_looked_into():
     layer = ConvNorm(SpikeConv2d(3, 4, 1))
     (found,) = audit(layer, torch.rand(2, 1, 3, 4, 4), allowed={}).violations
     assert (found.module, found.operation) == ("conv", "convolution")
+
+
+def test_a_layer_that_computes_outside_of_torch_is_judged_by_what_comes_in():
+    class Outside(nn.Conv2d):
+        def forward(self, s):
+            return torch.from_numpy(s.numpy().repeat(2, axis=1))
+
+    class Network(Planted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = Outside(8, 16, 1)
+
+        def forward(self, x):
+            return self.second(2 * self.first(x, 4).flatten(0, 1))
+
+    (found,) = audited(Network).violations
+    assert (found.module, found.operation) == ("second", "convolution")

@@ -1,6 +1,7 @@
 """`spikedriven energy`: what a network computes and what that costs, by every convention."""
 
 import csv
+import math
 import sys
 from argparse import Namespace
 from dataclasses import asdict, dataclass
@@ -88,8 +89,8 @@ def run(options: Namespace) -> int:
                 "attention": {
                     name: {
                         **asdict(ratio),
-                        "ratio": ratio.ratio,
-                        "ratio_project": ratio.ratio_project,
+                        "ratio": _finite(ratio.ratio),
+                        "ratio_project": _finite(ratio.ratio_project),
                     }
                     for name, ratio in ratios.items()
                 },
@@ -133,6 +134,11 @@ _IN_WORDS = {
     "repeated": "at each of T steps",
     "bits": "as eight planes of bits",
 }
+
+
+def _finite(ratio: float) -> float | None:
+    """Return a ratio, or None where nothing fired: JSON has no infinity."""
+    return ratio if math.isfinite(ratio) else None
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -41,6 +41,9 @@ _REAL_FUNCTIONS = {
     "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "mkldnn_rnn_layer",
 }  # fmt: skip
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
+# Modules with weights are judged by what comes in: what they do inside need not be torch's own.
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_LINEARS = (nn.Linear,)
 _NONE: tuple[int | None, int] = (None, -1)
 
 _FIRST = "the first synapse meets the image, which is no spike"
@@ -143,6 +146,8 @@ class _Watch(TorchDispatchMode):
         self.path: list[str] = [""]
         self.unjudged = 0
         """How many neurons or norms are being run, one inside the other."""
+        self.at_the_door = 0
+        """How many modules are being run whose input was judged when it came in."""
         self._weights = {
             tensor.untyped_storage().data_ptr()
             for tensor in (*model.parameters(), *model.buffers())
@@ -190,13 +195,14 @@ class _Watch(TorchDispatchMode):
 
     def _judge(self, name: str, args: tuple[Any, ...]) -> None:
         if name in _SYNAPSES:
-            first, _ = self._synapses
-            self._synapses = (self._checked if first is None else first, self._checked)
             operands = [args[i] for i in _SYNAPSES[name]]
             has_weights = any(map(self._is_weight, operands))
+            if has_weights and self.at_the_door:
+                return
             kind = "convolution" if name == "convolution" else "linear"
-            self._check_operands(kind if has_weights else "product", operands)
-        elif name in _PRODUCTS:
+            self.judge_synapse(kind if has_weights else "product", operands)
+            return
+        if name in _PRODUCTS:
             self._check_operands("product", [args[i] for i in _PRODUCTS[name]])
         elif name in _AVERAGES and not self._is_weight(args[0]):
             self._note("average", "numbers are averaged, and what comes out is no spike")
@@ -206,6 +212,13 @@ class _Watch(TorchDispatchMode):
             self._note(name.strip("_"), "a function of real numbers")
         else:
             return
+        self._checked += 1
+
+    def judge_synapse(self, kind: str, operands: list[Any]) -> None:
+        """Judge what meets weights, or what meets what."""
+        first, _ = self._synapses
+        self._synapses = (self._checked if first is None else first, self._checked)
+        self._check_operands(kind, operands)
         self._checked += 1
 
     def _check_operands(self, kind: str, operands: list[Any]) -> None:
@@ -236,14 +249,20 @@ def _entering(
 
     def listen(name: str, module: nn.Module) -> None:
         is_inner = isinstance(module, (*neurons, *_NORMS))
+        has_weights = isinstance(module, (*_CONVOLUTIONS, *_LINEARS))
+        kind = "linear" if isinstance(module, _LINEARS) else "convolution"
 
-        def enter(_module: nn.Module, _inputs: object) -> None:
+        def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             watch.path.append(name)
+            if has_weights and not watch.unjudged:
+                watch.judge_synapse(kind, list(inputs[:1]))
             watch.unjudged += is_inner
+            watch.at_the_door += has_weights
 
         def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
             watch.path.pop()
             watch.unjudged -= is_inner
+            watch.at_the_door -= has_weights
 
         stops.append(module.register_forward_pre_hook(enter))
         stops.append(module.register_forward_hook(leave, always_call=True))

@@ -300,12 +300,18 @@ def _driven(seen_THW: Tensor, kernel: int, outputs: int) -> list[int]:
     if kernel == 1:
         return [n * outputs for n in _whole(seen_THW)]
     _, H, W = seen_THW.shape
-    rows, columns = _sight(H, kernel, seen_THW), _sight(W, kernel, seen_THW)
+    rows, columns = sight(H, kernel, seen_THW), sight(W, kernel, seen_THW)
     return [n * outputs for n in _whole(torch.einsum("thw,h,w->t", seen_THW, rows, columns))]
 
 
-def _sight(side: int, kernel: int, like: Tensor) -> Tensor:
-    """Return, for each pixel of a line, how many outputs' windows it lies in."""
+def sight(side: int, kernel: int, like: Tensor) -> Tensor:
+    """Return, for each pixel of a line, in how many windows of a kernel it lies: [side].
+
+    Args:
+        side: Pixels of the line.
+        kernel: Odd side of the windows, one around each pixel.
+        like: A tensor of the wanted type and device.
+    """
     place = torch.arange(side, dtype=like.dtype, device=like.device)
     reach = kernel // 2
     return (place + reach).clamp(max=side - 1) - (place - reach).clamp(min=0) + 1

@@ -1,6 +1,7 @@
 """The sizes of a Spike-driven Transformer, and what they alone decide: arithmetic, no tensors."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from spikedriven.errors import ShapeError
 from spikedriven.models.sdt import SDTConfig
@@ -64,9 +65,9 @@ class Synapses:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Network:
-    """Every layer of a network for images of one size."""
+    """Every layer of a network for images of one size; the two decide all else, and equality."""
 
     config: SDTConfig
     height: int
@@ -94,10 +95,21 @@ class Network:
         }
         return self.neurons | masked
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[SDTConfig, int, int]:
+        return self.config, self.height, self.width
+
     def __getitem__(self, name: str) -> Synapses:
         return next(layer for layer in self.synapses if layer.name == name)
 
 
+@lru_cache(maxsize=16)
 def network(config: SDTConfig, height: int, width: int) -> Network:
     """Lay out a network for images of height x width pixels.
 
@@ -167,6 +179,7 @@ Standing = dict[str, dict[str, int]]
 """Layer -> kind of count (`counts.OPERATIONS`) -> how many, for one image and one time step."""
 
 
+@lru_cache(maxsize=16)
 def standing(net: Network) -> Standing:
     """Return what one image costs at each time step, whatever fires; the first layer, each frame.
 

@@ -73,6 +73,25 @@ def test_its_sentences_say_what_the_records_say():
     assert f"{over(RECORDS, paper, 'ann_memory_int8', 'memory_int8'):.1f} times where" in text
 
 
+def test_the_readmes_energies_are_the_recorded_ones():
+    readme = (ROOT / "README.md").read_text()
+    for start, subject in (
+        ("| paper, SDT-8-512 at 224", "paper_sdt_8_512_224"),
+        ("| released SDT-8-768 at 224", "released_sdt_8_768_224"),
+        ("| released SDT-8-768 at 288", "released_sdt_8_768_288"),
+    ):
+        row = next(line for line in readme.splitlines() if line.startswith(start))
+        metrics = ("energy_published", "energy_executed_repeated", "energy_executed")
+        expected = [f"{value(subject, metric):.2f}" for metric in metrics]
+        expected += [
+            f"{value(subject, f'attention_ratio_{name}'):.1f}" for name in ("published", "executed")
+        ]
+        assert re.findall(r"[\d.]+", row.split("|")[2]) == expected
+    counter = read_records(ROOT / "benchmarks" / "results" / "counter.jsonl")
+    most = max(r.value for r in counter if r.metric == "counting_time_ratio")
+    assert f"adds at most {(most - 1) * 100:.1f} %" in readme
+
+
 def test_its_commands_are_understood():
     from spikedriven.cli.main import parse
 

@@ -281,12 +281,13 @@ class _Counter:
     def _per_pixel(self, s: Tensor) -> Tensor:
         """Count spikes over images and channels: [T, H, W], or [T] for spikes [T, B, C].
 
-        A tensor that several layers read is measured once. Sums over channels are exact in single
-        precision, sums over images and pixels in double.
+        A tensor that several layers read is measured once, and forgotten when it dies, before its
+        number can be another's. Sums over channels are exact in single precision, sums over images
+        and pixels in double.
         """
         key = id(s)
         known = self._measured.get(key)
-        if known is not None and known[0]() is s:
+        if known is not None:
             return known[1]
         per_site = s.detach().sum(dim=2, dtype=torch.promote_types(s.dtype, torch.float32))
         seen = per_site.sum(dim=1, dtype=torch.float64)

@@ -105,6 +105,10 @@ def test_a_run_is_counted_on_its_test_images(run, capsys, tmp_path):
     assert result["images"] == 200
     assert set(result["executed_by_first_layer"]) == {"once", "repeated", "bits"}
     assert result["executed_by_first_layer"]["bits"] == result["accounts"]["executed"]["total_mj"]
+    additions = sum(map(sum, result["additions_by_step"].values()))
+    lines = printed(capsys, *words[:-2], "--csv", "--convention", "executed").splitlines()
+    charged = [line.split(",") for line in lines if ",additions," in line]
+    assert sum(float(line[-3]) for line in charged) == pytest.approx(additions / 200, rel=1e-12)
     by_metric = {record.metric: record for record in read_records(records)}
     assert by_metric["energy_executed"].value == result["accounts"]["executed"]["total_mj"]
     assert by_metric["energy_executed"].count == 200
@@ -135,6 +139,7 @@ def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
     path = table(tmp_path / "rates.csv")
     shown = printed(capsys, "energy", "--model", "sdt_tiny", "--rates", path, "--size", "32")
     assert "sdt_tiny, 32 x 32 pixels, T = 4" in shown
+    assert printed(capsys, "energy", "sdt_tiny", "--rates", path, "--size", "32") == shown
     assert "pass --model" in refused(capsys, "energy", "--rates", path)
 
 
@@ -163,6 +168,8 @@ def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
          "there is no cost table 'free'"),
         (["energy", "--rates", "paper_sdt_8_512_224", "--model", "sdt_8_384"], "the two must"),
         (["energy", "--rates", "paper_sdt_8_512_224", "--size", "288"], "the two must agree"),
+        (["energy", "sdt_tiny"], "a table of firing rates"),
+        (["energy", "sdt_tiny", "--model", "sdt_tiny"], "leave one out"),
         (["energy", "{run}", "--model", "sdt_tiny"], "counted, not estimated"),
         (["energy", "{run}", "--images", "0"], "--images is 0"),
         (["energy", "{run}", "--checkpoint", "first"], "last or best"),

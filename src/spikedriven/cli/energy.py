@@ -45,7 +45,7 @@ def run(options: Namespace) -> int:
     if options.convention is not None:
         _check_choice("--convention", options.convention, CONVENTIONS)
     costs = load_costs(options.costs)
-    subject = _of_run(options) if options.run is not None else _of_rates(options)
+    subject = _opened(options)
     wanted = CONVENTIONS if options.convention is None else (options.convention,)
     accounts = {
         name: energy(subject.counted, name, costs=costs, image=options.image) for name in wanted
@@ -85,6 +85,7 @@ def run(options: Namespace) -> int:
                     for name, account in accounts.items()
                 },
                 "executed_by_first_layer": first_layer,
+                "additions_by_step": _by_step(subject),
                 "int8": with_int8,
                 "attention": {
                     name: {
@@ -146,6 +147,20 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{option} is {value!r}; it must be one of {', '.join(choices)}: choose one"
         )
+
+
+def _opened(options: Namespace) -> _Subject:
+    """Open a run, or the model that stands in its place or is given with --model."""
+    from spikedriven.models.registry import list_models
+
+    if options.run in list_models() and not Path(options.run).exists():
+        if options.model is not None:
+            raise ConfigError(
+                f"{options.run} and --model {options.model} both name a model; one is charged at a "
+                "time: leave one out"
+            )
+        return _of_rates(Namespace(**{**vars(options), "run": None, "model": options.run}))
+    return _of_rates(options) if options.run is None else _of_run(options)
 
 
 def _of_run(options: Namespace) -> _Subject:
@@ -226,6 +241,16 @@ def _of_rates(options: Namespace) -> _Subject:
         time_steps=rates.num_steps or variant.config.num_steps,
         printed_mj=variant.published_energy_mj,
     )
+
+
+def _by_step(subject: _Subject) -> dict[str, list[int]] | None:
+    """Return each layer's additions at each time step, over all images; None for rates."""
+    from spikedriven.energy.counts import Counts
+
+    counted = subject.counted
+    if not isinstance(counted, Counts):
+        return None
+    return {name: counted[name].steps["additions"] for name in counted.additions}
 
 
 def _countable_images(subject: _Subject) -> list[str]:

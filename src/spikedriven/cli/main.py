@@ -69,7 +69,7 @@ def build_parser() -> ArgumentParser:
     predict.add_argument("--top", type=int, default=5, help="classes to name for each image")
 
     energy = verb("energy", "charge what a run or a table of firing rates computes, in joules")
-    energy.add_argument("run", metavar="RUN", nargs="?", help="a run; or give --model or --rates")
+    energy.add_argument("run", metavar="RUN|MODEL", nargs="?", help="a run, or a published size")
     energy.add_argument("--model", metavar="NAME", help="a published size, with --rates")
     energy.add_argument("--rates", metavar="FILE", help="firing rates: a .csv or a packaged table")
     energy.add_argument("--size", type=int, help="side of the image in pixels, with --rates")

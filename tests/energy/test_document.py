@@ -96,6 +96,6 @@ def test_its_commands_are_understood():
     from spikedriven.cli.main import parse
 
     lines = re.findall(r"^    (spikedriven [^#\n]+)", DOCUMENT, flags=re.MULTILINE)
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
-        assert parse(line.split()[1:]).verb in ("energy", "audit", "conform")
+        assert parse(line.split()[1:]).verb in ("energy", "audit", "conform", "train")

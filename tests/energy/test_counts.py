@@ -298,3 +298,15 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence():
     counts = count(model, x)
     with pytest.raises(ConfigError, match="different networks or sizes"):
         counts.add(count(model, x[..., :4]))
+
+
+def test_sums_beyond_single_precision_are_made_in_double(monkeypatch):
+    from spikedriven.energy import counts as room
+
+    model, x = model_of("flat"), images("flat")
+    plain = figures(count(model, x))
+    monkeypatch.setattr(room, "EXACT", 1)
+    assert figures(count(model, x)) == plain
+    # A layer of half a million neurons that all fire, in half precision.
+    s = torch.ones(1, 1, 1 << 19, 1, 1, dtype=torch.bfloat16)
+    assert room._measure(s).spikes == [1 << 19]

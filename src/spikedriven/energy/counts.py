@@ -50,6 +50,8 @@ OPERATIONS = {
 _OF_NEURONS = (
     "updates", "leak_multiplications", "membranes_read", "membranes_written", "spikes_written",
 )  # fmt: skip
+# Single precision counts that far one by one.
+EXACT = 1 << 24
 # Numbers of ones in a byte.
 _BITS = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.float64)
 
@@ -213,7 +215,7 @@ class _Counter:
         self.config = model.config
         self.bytes_as = bytes_as
         self.counts = Counts()
-        self._measured: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._measured: dict[int, tuple[weakref.ref[Tensor], _Seen]] = {}
         self._stops: list[Any] = [model.stem.register_forward_pre_hook(self._begin)]
         for name, module in model.named_modules():
             if isinstance(module, ConvNorm) and name != "stem.image":
@@ -260,49 +262,66 @@ class _Counter:
 
     def _convolution(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, ConvNorm)
-        seen = self._per_pixel(inputs[0])
-        additions = _driven(seen, layer.conv.kernel_size[0], layer.conv.out_channels)
-        self._add(name, spikes=_whole(seen), additions=additions, weights_read=additions)
+        seen = self._seen(inputs[0])
+        kernel, outputs = layer.conv.kernel_size[0], layer.conv.out_channels
+        if kernel == 1:
+            additions = [n * outputs for n in seen.spikes]
+        else:
+            additions = _driven(seen.per_pixel, kernel, outputs)
+        self._add(name, spikes=seen.spikes, additions=additions, weights_read=additions)
 
     def _linear(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, nn.Linear)
-        spikes = _whole(self._per_pixel(inputs[0]))
+        spikes = self._seen(inputs[0]).spikes
         additions = [n * layer.out_features for n in spikes]
         self._add(name, spikes=spikes, additions=additions, weights_read=additions)
 
     def _fired(self, name: str, _layer: nn.Module, _inputs: Any, s: Tensor) -> None:
-        self._add(name, fired=_whole(self._per_pixel(s)))
+        self._add(name, fired=self._seen(s).spikes)
 
     def _agreement(self, name: str, _gate: nn.Module, inputs: tuple[Tensor]) -> None:
         self._add(name, agreements=_whole(inputs[0].detach().double()))
 
     # -------------------------------------------------------------- what is measured
 
-    def _per_pixel(self, s: Tensor) -> Tensor:
-        """Count spikes over images and channels: [T, H, W], or [T] for spikes [T, B, C].
+    def _seen(self, s: Tensor) -> "_Seen":
+        """Count spikes [T, B, C, H, W] or [T, B, C].
 
         A tensor that several layers read is measured once, and forgotten when it dies, before its
-        number can be another's. Sums over channels are exact in single precision, sums over images
-        and pixels in double.
+        number can be another's.
         """
         key = id(s)
         known = self._measured.get(key)
-        if known is not None:
-            return known[1]
-        per_site = s.detach().sum(dim=2, dtype=torch.promote_types(s.dtype, torch.float32))
-        seen = per_site.sum(dim=1, dtype=torch.float64)
-        forget = partial(self._measured.pop, key, None)
-        self._measured[key] = weakref.ref(s, lambda _: forget()), seen
-        return seen
+        if known is None:
+            forget = partial(self._measured.pop, key, None)
+            known = weakref.ref(s, lambda _: forget()), _measure(s.detach())
+            self._measured[key] = known
+        return known[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    per_pixel: Tensor
+    """Spikes over images and channels: [T, H, W], or [T]; whole numbers."""
+    spikes: list[int]
+    """Spikes at each step."""
+
+
+def _measure(s: Tensor) -> _Seen:
+    """Sum up; over channels and images in single precision while that is exact, then in double."""
+    wide = torch.promote_types(s.dtype, torch.float32)
+    if s.shape[1] * s.shape[2] < EXACT:
+        per_pixel = s.sum(dim=(1, 2), dtype=wide).double()
+    else:
+        per_pixel = s.sum(dim=2, dtype=wide).sum(dim=1, dtype=torch.float64)
+    return _Seen(per_pixel, _whole(per_pixel))
 
 
 def _driven(seen_THW: Tensor, kernel: int, outputs: int) -> list[int]:
     """Return the synapses that spikes drive, by step: fewer from a pixel at the border."""
-    if kernel == 1:
-        return [n * outputs for n in _whole(seen_THW)]
     _, H, W = seen_THW.shape
     rows, columns = sight(H, kernel, seen_THW), sight(W, kernel, seen_THW)
-    return [n * outputs for n in _whole(torch.einsum("thw,h,w->t", seen_THW, rows, columns))]
+    return [n * outputs for n in _whole(seen_THW * (rows[:, None] * columns))]
 
 
 def sight(side: int, kernel: int, like: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ WORKLOADS = [
 
 def main() -> None:
     """Measure every workload."""
+    commit = this_commit()  # before the old records go
     torch.set_num_threads(1)
     numba.set_num_threads(1)
     RESULTS.unlink(missing_ok=True)
@@ -44,11 +45,11 @@ def main() -> None:
         ratio, plain = overhead(model, x, rounds)
         subject = f"{name} at {side}, T=4, batch {batch}, 1 thread"
         print(f"{subject}: {plain * 1e3:.1f} ms, counted {ratio:.3f} times")
-        keep("counting_time_ratio", ratio, "1", subject, rounds)
+        keep("counting_time_ratio", ratio, "1", subject, rounds, commit)
         if name == "sdt_tiny":
             grown = growth(model, x)
             print(f"{subject}: {grown} bytes more after 100 batches than after 10")
-            keep("counting_memory_growth", grown, "byte", subject, 100)
+            keep("counting_memory_growth", grown, "byte", subject, 100, commit)
 
 
 @torch.inference_mode()
@@ -78,11 +79,11 @@ def growth(model: sd.SpikeDrivenTransformer, x: torch.Tensor) -> int:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def keep(metric: str, value: float, unit: str, subject: str, count: int) -> None:
+def keep(metric: str, value: float, unit: str, subject: str, count: int, commit: str) -> None:
     """Append one record."""
     record = Record(
         metric=metric, value=value, unit=unit, subject=subject, count=count,
-        command=this_command(), commit=this_commit(), device=this_device(),
+        command=this_command(), commit=commit, device=this_device(),
         context={"torch": torch.__version__},
     )  # fmt: skip
     append_records(RESULTS, [record])

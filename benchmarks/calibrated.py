@@ -2,21 +2,18 @@
 
 Time depends on firing rates, not on what a network has learnt. `calibrated` draws random weights
 and then moves each layer's bias until its neurons fire at the rate that the released SDT-8-768
-shows on ImageNet (`rates/released_sdt_8_768_224.csv`, measured on its published weights).
+shows on ImageNet (the packaged table `released_sdt_8_768_224`, measured on its published weights).
 """
-
-import csv
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import spikedriven as sd
-from spikedriven.models.official import released_hooks
+from spikedriven.energy.rates import load_rates
 from spikedriven.nn.synapse import ConvNorm
 
-RATES = Path(__file__).parent / "rates" / "released_sdt_8_768_224.csv"
+RATES = "released_sdt_8_768_224"
 # Spread of a batch norm's gains and biases over channels.
 SPREAD = 0.3
 # Standard deviation of what a layer adds to the membrane stream.
@@ -43,14 +40,9 @@ def natural_image(count: int, channels: int, size: int, seed: int) -> np.ndarray
 
 def released_rates(depth: int) -> dict[str, float]:
     """Return our layer names -> firing rates, spread over `depth` blocks."""
-    with RATES.open() as file:
-        by_hook = {row["hook"]: float(row["avg"]) for row in csv.DictReader(file)}
-    released_depth = 1 + max(int(h.split("Conv")[1].split("_")[0]) for h in by_hook if "Conv" in h)
-    config = sd.SDTConfig(released_depth, 8, 2)
-    rates = {}
-    for theirs, ours in released_hooks(config).items():
-        if theirs in by_hook:
-            rates[ours] = by_hook[theirs]
+    table = load_rates(RATES)
+    rates = {name: table.mean(name) for name in table.layers if not name.endswith("agreement")}
+    released_depth = 1 + max(int(name.split(".")[1]) for name in rates if "blocks." in name)
     spread = {name: rate for name, rate in rates.items() if not name.startswith("blocks.")}
     for b in range(depth):
         like = f"blocks.{b * released_depth // depth}."

@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from spikedriven.energy.account import energy as energy
+    from spikedriven.energy.audit import audit as audit
+    from spikedriven.energy.counts import count as count
     from spikedriven.engine.compile import compile as compile  # noqa: A004
     from spikedriven.engine.plan import Program as Program
     from spikedriven.models.official import load_official as load_official
@@ -23,8 +26,11 @@ _HOMES = {
     "Program": "spikedriven.engine.plan",
     "SDTConfig": "spikedriven.models.sdt",
     "SpikeDrivenTransformer": "spikedriven.models.sdt",
+    "audit": "spikedriven.energy.audit",
     "compile": "spikedriven.engine.compile",
+    "count": "spikedriven.energy.counts",
     "create_model": "spikedriven.models.registry",
+    "energy": "spikedriven.energy.account",
     "list_models": "spikedriven.models.registry",
     "load_official": "spikedriven.models.official",
     "record_spikes": "spikedriven.nn.probe",

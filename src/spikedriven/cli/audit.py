@@ -1,4 +1,4 @@
-"""`spikedriven audit --engine`: what the machine code of the kernels really does."""
+"""`spikedriven audit`: whether only spikes meet weights, in a network or in machine code."""
 
 from argparse import Namespace
 from dataclasses import asdict
@@ -8,11 +8,59 @@ from spikedriven.errors import ConfigError
 
 
 def run(options: Namespace) -> int:
-    """Disassemble every kernel; exit 1 where one multiplies in a loop."""
+    """Audit; exit 1 where something else than spikes was found."""
+    if options.engine and options.subject is not None:
+        raise ConfigError(
+            f"--engine stands beside {options.subject}; one audit looks at one of them: "
+            "leave one out"
+        )
+    if options.engine:
+        return _audit_engine(options)
+    if options.subject is None:
+        raise ConfigError(
+            "nothing was named to audit; it must be a run, a model or the engine: "
+            "pass --engine, or name a RUN or MODEL"
+        )
+    return _audit_network(options)
+
+
+def _audit_network(options: Namespace) -> int:
+    from spikedriven.cli.subject import open_subject
+    from spikedriven.energy.audit import audit
+
+    subject = open_subject(options.subject, data=options.data, checkpoint=options.checkpoint)
+    report = audit(subject.model, subject.x)
+    code = 0 if report.ok else 1
+    if options.json:
+        show_json({"subject": subject.name, "ok": report.ok, **asdict(report)})
+        return code
+    say(subject.name)
+    say()
+    for findings, heading in ((report.exceptions, "allowed"), (report.violations, "VIOLATION")):
+        if findings:
+            show_table(
+                [heading, "operation", "what was seen", "times", *(["why"] if code == 0 else [])],
+                [
+                    (
+                        found.module or "(the model)", found.operation, found.what, found.times,
+                        *([found.reason] if code == 0 else []),
+                    )
+                    for found in findings
+                ],
+            )  # fmt: skip
+            say()
+    say(
+        f"{report.checked} operations: every other operand is exactly 0 or 1."
+        if report.ok
+        else f"{len(report.violations)} violations in {report.checked} operations"
+    )
+    return code
+
+
+def _audit_engine(options: Namespace) -> int:
+    """Disassemble every kernel; fail where one multiplies in a loop."""
     from spikedriven.engine.purity import audit_engine
 
-    if not options.engine:
-        raise ConfigError("nothing was named to audit; it must be the engine: pass --engine")
     kernels = audit_engine()
     findings = [finding for kernel in kernels for finding in kernel.findings]
     if options.json:

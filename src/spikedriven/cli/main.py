@@ -18,7 +18,8 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
 EXTRAS = {"matplotlib": "report"}  # package -> extra; all others come with `train`
 VERBS = (
-    "train", "eval", "predict", "compile", "run", "bench", "audit", "report", "models", "doctor",
+    "train", "eval", "predict", "energy", "compile", "run", "bench", "audit", "conform", "report",
+    "models", "doctor",
 )  # fmt: skip
 
 
@@ -68,6 +69,21 @@ def build_parser() -> ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+")
     predict.add_argument("--top", type=int, default=5, help="classes to name for each image")
 
+    energy = verb("energy", "charge what a run or a table of firing rates computes, in joules")
+    energy.add_argument("run", metavar="RUN|MODEL", nargs="?", help="a run, or a published size")
+    energy.add_argument("--model", metavar="NAME", help="a published size, with --rates")
+    energy.add_argument("--rates", metavar="FILE", help="firing rates: a .csv or a packaged table")
+    energy.add_argument("--size", type=int, help="side of the image in pixels, with --rates")
+    energy.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
+    energy.add_argument("--images", type=int, help="test images to count; default: all")
+    energy.add_argument("--checkpoint", help="last or best; default: the recipe's")
+    energy.add_argument("--convention", help="published, executed or memory; default: all")
+    energy.add_argument("--image", default="once", help="first layer: once, repeated or bits")
+    energy.add_argument("--costs", default="float32", help="float32, int16, int8, or a .toml file")
+    energy.add_argument("--by", default="part", help="rows: part, block or layer")
+    energy.add_argument("--csv", action="store_true", help="print every line of account as CSV")
+    energy.add_argument("--records", metavar="FILE", help="append totals to this .jsonl file")
+
     compiled = verb("compile", "turn a run into a program that only adds")
     compiled.add_argument("run", metavar="RUN")
     compiled.add_argument("-o", "--output", metavar="FILE", help="default: RUN-WEIGHTS.spk")
@@ -88,8 +104,16 @@ def build_parser() -> ArgumentParser:
     bench.add_argument("--batch", type=int, default=1, help="images given at once")
     bench.add_argument("--threads", type=int, help="default: all of the processor's")
 
-    audit = verb("audit", "look for multiplications where there must be none")
-    audit.add_argument("--engine", action="store_true", help="in the engine's machine code")
+    audit = verb("audit", "look for anything but spikes where there must be nothing else")
+    audit.add_argument("subject", metavar="RUN|MODEL", nargs="?", help="a run, or a model's name")
+    audit.add_argument("--engine", action="store_true", help="the engine's machine code instead")
+    audit.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
+    audit.add_argument("--checkpoint", help="last or best; default: the recipe's")
+
+    conform = verb("conform", "ask a run or a model to keep every rule of the package")
+    conform.add_argument("subject", metavar="RUN|MODEL", help="a run, or a model's name")
+    conform.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
+    conform.add_argument("--checkpoint", help="last or best; default: the recipe's")
 
     report = verb("report", "draw records as one HTML page")
     report.add_argument(
@@ -99,7 +123,8 @@ def build_parser() -> ArgumentParser:
 
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    for added in (evaluate, predict, compiled, execute, bench, audit, report, models, doctor):
+    asked = (evaluate, predict, energy, compiled, execute, bench, audit, conform, report)
+    for added in (*asked, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser
 

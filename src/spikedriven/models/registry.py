@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from spikedriven.errors import ConfigError
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
-from spikedriven.models.variants import VARIANTS
+from spikedriven.models.variants import VARIANTS, Variant
 
 
 def list_models() -> list[str]:
@@ -35,11 +35,7 @@ def create_model(name: str, **config_fields: object) -> SpikeDrivenTransformer:
         >>> create_model("sdt_tiny", num_classes=7).config.num_classes
         7
     """
-    if name not in VARIANTS:
-        raise ConfigError(
-            f"there is no model {name!r}; the models are {', '.join(VARIANTS)}"
-            f"{_nearest(name, list(VARIANTS))}"
-        )
+    variant = find_variant(name)
     known = [field.name for field in fields(SDTConfig)]
     for field in config_fields:
         if field not in known:
@@ -47,8 +43,22 @@ def create_model(name: str, **config_fields: object) -> SpikeDrivenTransformer:
                 f"{field!r} is no field of a model; the fields are {', '.join(known)}"
                 f"{_nearest(field, known)}"
             )
-    config = replace(VARIANTS[name].config, **config_fields)  # type: ignore[arg-type]
+    config = replace(variant.config, **config_fields)  # type: ignore[arg-type]
     return SpikeDrivenTransformer(config)
+
+
+def find_variant(name: str) -> Variant:
+    """Return a published size and what its paper printed about it.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(
+            f"there is no model {name!r}; the models are {', '.join(VARIANTS)}"
+            f"{_nearest(name, list(VARIANTS))}"
+        )
+    return VARIANTS[name]
 
 
 def _nearest(name: str, known: list[str]) -> str:

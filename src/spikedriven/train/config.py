@@ -124,6 +124,13 @@ class LossConfig:
     tet_weight: float | None = None
     """Temporal efficient training: cross-entropy at every step, with this weight on a pull of all
     logits towards 1. None takes the cross-entropy of the mean over steps."""
+    energy_budget: float | None = None
+    """Share of the synaptic additions, had every neuron fired, that an image may execute; what lies
+    above is penalised (`train/budget.py`). None does not look."""
+    energy_part: str = "all"
+    """Which additions: `all`, or those into query, key and value alone (`attention`)."""
+    energy_weight: float = 1.0
+    """Weight of the penalty, the logarithm of how many times the budget is exceeded."""
 
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "tet_weight"):
@@ -135,7 +142,21 @@ class LossConfig:
                 "in [0, 1)",
                 "use 0 for none",
             )
-        for name in ("mixup", "mixup_epochs"):
+        _require(
+            self.energy_budget is None or 0 < self.energy_budget <= 1,
+            "loss.energy_budget",
+            self.energy_budget,
+            "in (0, 1]",
+            "leave it out for none",
+        )
+        _require(
+            self.energy_part in ("all", "attention"),
+            "loss.energy_part",
+            self.energy_part,
+            "all or attention",
+            "choose one",
+        )
+        for name in ("mixup", "mixup_epochs", "energy_weight"):
             value = getattr(self, name)
             _require(
                 value is None or 0 <= value < math.inf,

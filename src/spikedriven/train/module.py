@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from spikedriven.errors import CheckpointError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
+from spikedriven.train.budget import executed_share, over_budget
 from spikedriven.train.config import OptimizerConfig, Recipe, ScheduleConfig
 from spikedriven.train.losses import loss_of_steps
 
@@ -74,14 +75,14 @@ class Training(lightning.LightningModule):
             images, target = mixed(images, labels, self.recipe.loss.mixup, self.model, seed)
         if batch_index % RATE_EVERY == 0:
             with count_spikes(self.model) as counts:
-                steps = self.model.forward_steps(images)
+                steps, penalty = self._forward(images)
             fired = sum(count.fired for count in counts.values())
             rate = fired / sum(count.sites for count in counts.values())
             self.log("firing_rate", rate, prog_bar=True)
             self.log("lr", self._optimizer().param_groups[0]["lr"])
         else:
-            steps = self.model.forward_steps(images)
-        loss = loss_of_steps(steps, target, self.recipe.loss)
+            steps, penalty = self._forward(images)
+        loss = loss_of_steps(steps, target, self.recipe.loss) + penalty
         hits = (steps.detach().mean(0).argmax(-1) == labels).float().mean()
         self.log("loss", loss, prog_bar=True)
         self.log("accuracy", hits, prog_bar=True)
@@ -95,6 +96,16 @@ class Training(lightning.LightningModule):
         self.validation_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log("validation_accuracy", self.validation_accuracy, prog_bar=True)
         self.log("validation_loss", self.validation_loss)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return the logits of every step, and what exceeds the budget of additions."""
+        config = self.recipe.loss
+        if config.energy_budget is None:
+            return self.model.forward_steps(images), 0.0
+        with executed_share(self.model, config.energy_part) as share:
+            steps = self.model.forward_steps(images)
+        self.log("executed_share", share.value.detach(), prog_bar=True)
+        return steps, config.energy_weight * over_budget(share.value, config.energy_budget)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         wrapped = self.optimizers()

@@ -1,0 +1,252 @@
+"""The verbs energy, audit and conform: figures, formats, exit codes, sentences."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+
+from spikedriven.cli.main import main
+from spikedriven.records import read_records
+
+TINY = [
+    "model.width=16", "model.num_heads=2", "model.depth=1", "model.num_steps=2",
+    "data.image_size=8", "schedule.epochs=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("accounts") / "run"
+    assert main(["train", "digits", *TINY, "--run", str(folder)]) == 0
+    return str(folder)
+
+
+def refused(capsys, *words: str) -> str:
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def printed(capsys, *words: str) -> str:
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("table", "published", "once", "repeated", "ratios"),
+    [
+        ("paper_sdt_8_512_224", "3.93", "5.61", "6.81", ("26.3 (29.9", "4.1 (5.1")),
+        ("released_sdt_8_768_224", "8.43", "11.88", "13.68", ("28.8 (32.9", "4.1 (5.1")),
+        ("released_sdt_8_768_288", "13.64", "19.37", "22.34", ("33.5 (36.7", "4.5 (5.5")),
+    ],
+)
+def test_a_packaged_table_prints_the_papers_figures(
+    capsys, table, published, once, repeated, ratios
+):
+    shown = printed(capsys, "energy", "--rates", table)
+    total = next(line for line in shown.splitlines() if line.startswith("total"))
+    assert total.split()[1:3] == [published, once]
+    assert f"first layer once for a static image: {once} mJ" in shown
+    assert f"first layer at each of T steps: {repeated} mJ" in shown
+    for name, ratio in zip(("published", "executed"), ratios, strict=True):
+        assert f"{name}: E1/E2 = {ratio} with the output projection)" in shown
+
+
+def test_json_has_every_account_and_its_prices(capsys):
+    result = json.loads(
+        printed(capsys, "energy", "--rates", "paper_sdt_8_512_224", "--json", "--costs", "int8")
+    )
+    assert list(result["accounts"]) == ["published", "executed", "memory", "ann"]
+    assert result["costs"]["addition"] == 0.03
+    assert result["image_size"] == [224, 224]
+    assert result["time_steps"] == 4
+    executed = result["accounts"]["executed"]
+    for rows in ("by_part", "by_block", "by_layer"):
+        assert sum(executed[rows].values()) == pytest.approx(executed["total_mj"])
+    assert result["int8"]["executed"] == executed["total_mj"]
+    assert f"{result['attention']['executed']['ratio']:.1f}" == "4.1"
+
+
+def test_json_of_silence_is_json(capsys, tmp_path):
+    path = table(tmp_path / "rates.csv", lambda lines: [r.replace(",0.1", ",0") for r in lines])
+    words = ["energy", "--model", "sdt_tiny", "--rates", path]
+    result = json.loads(printed(capsys, *words, "--json"), parse_constant=pytest.fail)
+    assert result["attention"]["executed"]["ratio"] is None
+    assert "E1/E2 = inf" in printed(capsys, *words)
+
+
+def test_csv_has_every_line_of_account(capsys):
+    shown = printed(
+        capsys, "energy", "--rates", "paper_sdt_8_512_224", "--csv", "--convention", "executed"
+    )
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    assert {row["convention"] for row in rows} == {"executed", "ann"}
+    executed = [row for row in rows if row["convention"] == "executed"]
+    total = sum(float(row["number"]) * float(row["pj"]) for row in executed)
+    assert f"{total / 1e9:.2f}" == "5.61"
+
+
+@pytest.mark.parametrize("by", ["part", "block", "layer"])
+def test_rows_are_parts_blocks_or_layers(capsys, by):
+    shown = printed(capsys, "energy", "--rates", "paper_sdt_8_512_224", "--by", by)
+    assert {"part": "query, key, value", "block": "block 7", "layer": "blocks.7.mlp.expand"}[
+        by
+    ] in shown
+
+
+def test_a_run_is_counted_on_its_test_images(run, capsys, tmp_path):
+    records = tmp_path / "deep" / "energy.jsonl"
+    words = ["energy", run, "--images", "200", "--image", "bits", "--records", str(records)]
+    result = json.loads(printed(capsys, *words, "--json"))
+    assert result["images"] == 200
+    assert set(result["executed_by_first_layer"]) == {"once", "repeated", "bits"}
+    assert result["executed_by_first_layer"]["bits"] == result["accounts"]["executed"]["total_mj"]
+    additions = sum(map(sum, result["additions_by_step"].values()))
+    lines = printed(capsys, *words[:-2], "--csv", "--convention", "executed").splitlines()
+    charged = [line.split(",") for line in lines if ",additions," in line]
+    assert sum(float(line[-3]) for line in charged) == pytest.approx(additions / 200, rel=1e-12)
+    by_metric = {record.metric: record for record in read_records(records)}
+    assert by_metric["energy_executed"].value == result["accounts"]["executed"]["total_mj"]
+    assert by_metric["energy_executed"].count == 200
+    assert by_metric["energy_executed"].unit == "mJ"
+    assert "as eight planes of bits" in printed(capsys, "energy", run)
+
+
+def test_counts_do_not_depend_on_how_images_are_batched(run, capsys, monkeypatch):
+    from spikedriven.cli import energy
+
+    whole = json.loads(printed(capsys, "energy", run, "--json"))["accounts"]["executed"]
+    monkeypatch.setattr(energy, "BATCH", 77)
+    parts = json.loads(printed(capsys, "energy", run, "--json"))["accounts"]["executed"]
+    assert parts == whole
+
+
+def table(path, change=lambda lines: lines):
+    layers = ["stem.image", "stem.second", "stem.third", "stem.fourth_lif", "head_lif"]
+    for b in range(2):
+        layers += [f"blocks.{b}.attention.{n}" for n in ("fire", "query", "key", "value", "masked")]
+        layers += [f"blocks.{b}.mlp.{n}" for n in ("fire", "expand")]
+    lines = ["layer,rate", *(f"{layer},0.1" for layer in layers)]
+    path.write_text("\n".join(change(lines)) + "\n")
+    return str(path)
+
+
+def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
+    path = table(tmp_path / "rates.csv")
+    shown = printed(capsys, "energy", "--model", "sdt_tiny", "--rates", path, "--size", "32")
+    assert "sdt_tiny, 32 x 32 pixels, T = 4" in shown
+    assert printed(capsys, "energy", "sdt_tiny", "--rates", path, "--size", "32") == shown
+    assert "pass --model" in refused(capsys, "energy", "--rates", path)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["energy"], "nothing was given to charge"),
+        (["energy", "--model", "sdt_tiny"], "a table of firing rates"),
+        (["energy", "/nowhere"], "is no run"),
+        (["energy", "--rates", "nowhere.csv"], "cannot be read"),
+        (["energy", "--rates", "{missing}", "--model", "sdt_tiny"], "lacks stem.second"),
+        (["energy", "--rates", "{foreign}", "--model", "sdt_tiny"], "foreign layer nonsense"),
+        (["energy", "--rates", "{high}", "--model", "sdt_tiny"], "must lie in [0, 1]"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tny"], "did you mean sdt_tiny?"),
+        (["energy", "--rates", "{good}", "--model", "sdt_8_512"], "lacks blocks.2.attention.fire"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--size", "10"], "multiples of 4"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--convention", "printed"],
+         "published, executed, memory"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--image", "bits"],
+         "bits were not counted"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--image", "x"], "--image is 'x'"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--by", "x"], "--by is 'x'"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--costs", "{uncited}"],
+         "has no citation"),
+        (["energy", "--rates", "{good}", "--model", "sdt_tiny", "--costs", "free"],
+         "there is no cost table 'free'"),
+        (["energy", "--rates", "paper_sdt_8_512_224", "--model", "sdt_8_384"], "the two must"),
+        (["energy", "--rates", "paper_sdt_8_512_224", "--size", "288"], "the two must agree"),
+        (["energy", "sdt_tiny"], "a table of firing rates"),
+        (["energy", "sdt_tiny", "--model", "sdt_tiny"], "leave one out"),
+        (["energy", "{run}", "--model", "sdt_tiny"], "counted, not estimated"),
+        (["energy", "{run}", "--images", "0"], "--images is 0"),
+        (["energy", "{run}", "--checkpoint", "first"], "last or best"),
+        (["audit"], "name a RUN or MODEL"),
+        (["audit", "/nowhere"], "neither a run nor a model"),
+        (["audit", "sdt_tiny", "--engine"], "leave one out"),
+        (["audit", "sdt_tiny", "--data", "x"], "belong to a run"),
+        (["conform", "sdt_tny"], "neither a run nor a model"),
+        (["conform"], "RUN|MODEL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_mistake_costs_one_sentence(run, tmp_path, capsys, words, sentence):
+    places = {
+        "run": run,
+        "good": table(tmp_path / "good.csv"),
+        "missing": table(tmp_path / "missing.csv", lambda lines: lines[:2]),
+        "foreign": table(tmp_path / "foreign.csv", lambda lines: [*lines, "nonsense,0.1"]),
+        "high": table(tmp_path / "high.csv", lambda lines: [*lines[:-1], "x,1.5"]),
+        "uncited": str(tmp_path / "costs.toml"),
+    }
+    (tmp_path / "costs.toml").write_text('name = "x"\nprecision = "int8"\naddition = 1\n')
+    assert sentence in refused(capsys, *(word.format(**places) for word in words))
+
+
+def test_an_empty_dataset_is_a_sentence(run, capsys, monkeypatch):
+    from spikedriven.train import evaluate
+
+    opened = evaluate.open_run_data
+
+    def empty(*arguments):
+        splits = opened(*arguments)
+        monkeypatch.setattr(type(splits.test), "__len__", lambda _self: 0)
+        return splits
+
+    monkeypatch.setattr(evaluate, "open_run_data", empty)
+    for verb in ("energy", "audit", "conform"):
+        assert "test split" in refused(capsys, verb, run)
+
+
+def test_a_run_and_a_model_are_audited(run, capsys):
+    for subject in (run, "sdt_2_256_cifar10dvs"):
+        shown = printed(capsys, "audit", subject)
+        assert "meets the image" in shown
+        assert "every other operand is exactly 0 or 1" in shown
+        report = json.loads(printed(capsys, "audit", subject, "--json"))
+        assert report["ok"]
+        assert not report["violations"]
+
+
+def test_a_violation_fails_the_audit(capsys, monkeypatch):
+    from spikedriven.models.sdt import MLP
+
+    monkeypatch.setattr(MLP, "forward", lambda self, u: self.contract(self.expand(u)))
+    assert main(["audit", "sdt_tiny"]) == 1
+    shown = capsys.readouterr().out
+    assert "VIOLATION" in shown
+    assert "blocks.0.mlp.expand.conv" in shown
+    assert main(["audit", "sdt_tiny", "--json"]) == 1
+    assert not json.loads(capsys.readouterr().out)["ok"]
+
+
+def test_conform_names_every_rule_and_fails_on_a_broken_one(run, capsys, monkeypatch):
+    shown = printed(capsys, "conform", run)
+    assert shown.count("kept") == 8
+    assert "not asked" in shown
+    result = json.loads(printed(capsys, "conform", "sdt_tiny", "--json"))
+    assert result["ok"]
+    assert len(result["verdicts"]) == 9
+
+    from spikedriven.models.sdt import SpikeDrivenTransformer
+
+    plain = SpikeDrivenTransformer.forward_steps
+    monkeypatch.setattr(
+        SpikeDrivenTransformer,
+        "forward_steps",
+        lambda self, x: plain(self, x) + torch.rand(()).to(x.dtype),
+    )
+    assert main(["conform", run]) == 1
+    assert "BROKEN" in capsys.readouterr().out

@@ -1,0 +1,199 @@
+"""Every registered model keeps every rule; planted models break them, and are caught."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import spikedriven as sd
+from spikedriven.conform import RULES, conform, enlivened
+from spikedriven.errors import ShapeError
+from spikedriven.models.variants import VARIANTS
+from tests.helpers.golden import NAMES, Golden
+
+SMALL = sd.SDTConfig(1, 32, 5, num_heads=4, num_steps=3, stem_pool="0011")
+NOT_ASKED = {"parity with the released code"}
+
+
+def small(name):
+    """Return a registered model made small, and frames of bytes on which it fires."""
+    published = VARIANTS[name].config
+    config = replace(
+        published, depth=1, width=64, num_classes=5, num_steps=min(5, published.num_steps)
+    )
+    return living(sd.SpikeDrivenTransformer(config))
+
+
+def living(model):
+    config = model.config
+    side = 3 * config.stride
+    shape = (2, config.num_steps, config.in_channels, side, side)
+    x = torch.randint(0, 256, shape).float() / 255
+    return enlivened(model, x), x
+
+
+@cache
+def alive():
+    torch.manual_seed(0)
+    return living(sd.SpikeDrivenTransformer(SMALL))
+
+
+def verdicts(result):
+    return {verdict.rule: verdict.held for verdict in result.verdicts}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_registered_model_keeps_every_rule(name):
+    result = conform(*small(name))
+    assert result.ok, [verdict for verdict in result.verdicts if verdict.held is False]
+    assert {rule for rule, held in verdicts(result).items() if held is None} == NOT_ASKED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_golden_figures_exist_parity_is_asked(name):
+    golden = Golden(name)
+    model, x = golden.model(), golden["input"]
+    x = x if x.ndim == 5 else x.unsqueeze(1).expand(-1, model.config.num_steps, -1, -1, -1)
+    logits = golden["eval/logits"]
+    logits = logits.mean(0) if logits.ndim == 3 else logits
+    assert conform(model, x, expected=logits)["parity with the released code"].held is True
+    assert conform(model, x, expected=logits + 1e-8)["parity with the released code"].held is False
+
+
+def test_pixels_that_are_no_bytes_are_not_asked_of_the_engine():
+    model, x = alive()
+    verdict = conform(model, x - 0.5)["counted additions are the executed ones"]
+    assert verdict.held is None
+    assert "they must lie in 0 to 255" in verdict.detail
+
+
+# ------------------------------------------------------------------ planted
+
+
+class LeaksBetweenSamples(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        steps = super().forward_steps(x)
+        return steps + steps.mean(1, keepdim=True)
+
+
+class SeesTheFuture(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        steps = super().forward_steps(x)
+        return steps + steps.mean(0, keepdim=True)
+
+
+class Remembers(sd.SpikeDrivenTransformer):
+    calls = 0
+
+    def forward_steps(self, x):
+        self.calls += 1
+        return super().forward_steps(x) + self.calls
+
+
+class ThrowsDice(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        steps = super().forward_steps(x)
+        return steps + torch.randn_like(steps)
+
+
+class KnowsTheLength(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        return super().forward_steps(x) + x.shape[1]
+
+
+class AveragesOtherwise(sd.SpikeDrivenTransformer):
+    def forward(self, x):
+        return self.forward_steps(x)[-1]
+
+
+class HasADeadParameter(sd.SpikeDrivenTransformer):
+    def __init__(self, config):
+        super().__init__(config)
+        self.unused = nn.Parameter(torch.ones(()))
+
+
+class HasASilencedParameter(sd.SpikeDrivenTransformer):
+    def __init__(self, config):
+        super().__init__(config)
+        self.zeroed = nn.Parameter(torch.ones(()))
+
+    def forward_steps(self, x):
+        return super().forward_steps(x) + 0 * self.zeroed
+
+
+class _AltersItsLastBlock(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        stop = self.blocks[-1].register_forward_hook(self.altered)
+        try:
+            return super().forward_steps(x)
+        finally:
+            stop.remove()
+
+
+class ScalesItsStream(_AltersItsLastBlock):
+    @staticmethod
+    def altered(_block, _inputs, u):
+        return u * 0.75
+
+
+class RunsItsLastBlockTwice(_AltersItsLastBlock):
+    """What is counted then is no longer what the compiled program executes."""
+
+    @staticmethod
+    def altered(block, _inputs, u):
+        return block.forward(u)
+
+
+TIME = {"causality in time", "step by step equals all at once"}
+CALLS = {"batch invariance", "no state between calls", "determinism"}
+PLANTED = {
+    sd.SpikeDrivenTransformer: set(),
+    LeaksBetweenSamples: {"batch invariance"},
+    SeesTheFuture: TIME,
+    Remembers: CALLS | TIME,
+    ThrowsDice: CALLS | TIME,
+    KnowsTheLength: {"step by step equals all at once"},
+    AveragesOtherwise: {"step by step equals all at once"},
+    HasADeadParameter: {"every parameter gets a gradient"},
+    HasASilencedParameter: {"every parameter gets a gradient"},
+    ScalesItsStream: {"only spikes meet weights"},
+    RunsItsLastBlockTwice: {"counted additions are the executed ones"},
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED, ids=lambda kind: kind.__name__)
+def test_a_planted_model_breaks_the_rules_it_was_made_to_break_and_no_other(kind):
+    torch.manual_seed(0)
+    result = conform(*living(kind(SMALL)))
+    broken = {rule for rule, held in verdicts(result).items() if held is False}
+    assert broken == PLANTED[kind]
+    assert result.ok == (not broken)
+
+
+def test_every_rule_but_parity_has_a_model_that_breaks_it():
+    assert set().union(*PLANTED.values()) == set(RULES) - NOT_ASKED
+
+
+def test_one_step_has_no_future():
+    torch.manual_seed(0)
+    model, x = living(sd.SpikeDrivenTransformer(replace(SMALL, num_steps=1)))
+    result = conform(model, x)
+    assert result.ok
+    assert result["causality in time"].held is None
+
+
+def test_every_rule_is_asked_and_nothing_is_changed():
+    model, x = alive()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert set(verdicts(conform(model, x))) == set(RULES)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_sequence_cannot_show_that_samples_do_not_meet():
+    model, x = alive()
+    for bad in (x[:1], x[:, 0]):
+        with pytest.raises(ShapeError, match="at least two sequences"):
+            conform(model, bad)

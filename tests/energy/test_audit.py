@@ -1,0 +1,316 @@
+"""The audit on planted violations, each in the smallest module that has it; then on our models."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.helpers.lively import lively
+from torch import nn
+
+import spikedriven as sd
+from spikedriven.energy.audit import audit
+from spikedriven.nn.neuron import LIF, PLIF
+from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d
+
+
+class Planted(nn.Module):
+    """Image, neurons, and a second synapse; what lies between is planted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = ConvNormLIF(nn.Conv2d(3, 8, 3, padding=1), LIF())
+        self.other = ConvNormLIF(nn.Conv2d(3, 8, 3, padding=1), LIF())
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.fire = LIF()
+        self.head = nn.Linear(8, 5)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias.data.fill_(1.0)
+
+    def forward(self, x):
+        s = self.between(self.first(x, 4))  # [T, B, C, H, W]
+        u = self.second(s.flatten(0, 1)).unflatten(0, s.shape[:2])
+        return self.head(self.fire(u + 1).amax(dim=(-2, -1))).mean(0)
+
+    def between(self, s):
+        return s
+
+
+class Clean(Planted):
+    def between(self, s):
+        return F.max_pool2d(s.flatten(0, 1), 3, 2, 1).unflatten(0, s.shape[:2])
+
+
+class IntegerSpikes(Planted):
+    def between(self, s):
+        return s.cumsum(0).clamp(max=2)
+
+
+class SEWAddition(Planted):
+    def forward(self, x):
+        a = self.first(x, 4)
+        s = a + self.between(a)
+        return self.second(s.flatten(0, 1))
+
+
+class AveragePool(Planted):
+    def between(self, s):
+        return F.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, s.shape[:2])
+
+
+class HalvedCurrent(Planted):
+    def forward(self, x):
+        s = self.first(x, 4)
+        u = self.second(s.flatten(0, 1)).unflatten(0, s.shape[:2]) * 0.125
+        return self.head(self.fire(u).amax(dim=(-2, -1)))
+
+
+class Gated(Planted):
+    """A learned scale of the membrane, as LayerScale has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 0.5))
+
+    def forward(self, x):
+        s = self.first(x, 4)
+        return self.second(s.flatten(0, 1)) * self.scale
+
+
+class Softmax(Planted):
+    """Attention of spikes with a softmax."""
+
+    def forward(self, x):
+        s = self.first(x, 4).flatten(3)
+        return (s @ (s.transpose(-2, -1) @ s).softmax(-1)).mean((0, -1))
+
+
+class RealQuery(Planted):
+    """The query is a membrane."""
+
+    def forward(self, x):
+        s = self.first(x, 4)
+        q = self.second(s.flatten(0, 1)).unflatten(0, s.shape[:2])
+        return q * s
+
+
+class RealQueryOfMatrices(Planted):
+    def forward(self, x):
+        s = self.first(x, 4)
+        q = self.second(s.flatten(0, 1)).unflatten(0, s.shape[:2])
+        return q.flatten(3) @ s.flatten(3).transpose(-2, -1)
+
+
+class IntegerTimesBinary(Planted):
+    """The second product of linear attention: counts meet spikes."""
+
+    def forward(self, x):
+        s = self.first(x, 4).flatten(3)
+        return s @ (s.transpose(-2, -1) @ s)
+
+
+class NormInFrontOfSpikes(Planted):
+    """A batch norm behind the neurons, which folds into nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        s = self.first(x, 4)
+        return self.second(self.norm(s.flatten(0, 1)))
+
+
+class LayerNormed(Planted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def between(self, s):
+        return (self.norm(s.movedim(2, -1)) > 0).movedim(-1, 2).to(s.dtype)
+
+
+class Activated(Planted):
+    def forward(self, x):
+        return F.gelu(self.second(self.first(x, 4).flatten(0, 1)))
+
+
+PLANTED = {
+    IntegerSpikes: {("second", "convolution")},
+    SEWAddition: {("second", "convolution")},
+    AveragePool: {("", "average"), ("second", "convolution")},
+    HalvedCurrent: {("", "product")},
+    Gated: {("", "product")},
+    Softmax: {("", "softmax"), ("", "product")},
+    RealQuery: {("", "product")},
+    RealQueryOfMatrices: {("", "product")},
+    IntegerTimesBinary: {("", "product")},
+    NormInFrontOfSpikes: {("second", "convolution")},
+    LayerNormed: {("norm", "native_layer_norm")},
+    Activated: {("", "gelu")},
+}
+
+
+def audited(kind):
+    torch.manual_seed(0)
+    return audit(kind(), torch.rand(1, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", PLANTED, ids=lambda kind: kind.__name__)
+def test_a_planted_violation_is_found_where_it_is(kind):
+    report = audited(kind)
+    assert not report.ok
+    assert {(found.module, found.operation) for found in report.violations} == PLANTED[kind]
+
+
+def test_a_clean_network_passes_with_its_first_synapse_named():
+    report = audited(Clean)
+    assert report.ok
+    assert [(e.module, e.operation) for e in report.exceptions] == [
+        ("first.conv", "convolution"),
+        ("", "average"),
+    ]
+    assert "meets the image" in report.exceptions[0].reason
+    assert "behind the last synapse" in report.exceptions[1].reason
+
+
+def test_only_the_first_synapse_may_meet_reals():
+    class Two(Planted):
+        def forward(self, x):
+            return self.second((self.first(x, 4) + self.other(x, 4)).clamp(max=1).flatten(0, 1))
+
+    (found,) = audited(Two).violations
+    assert (found.module, found.operation) == ("other.conv", "convolution")
+
+
+def test_an_encoder_of_spikes_needs_no_exception():
+    class Events(Planted):
+        def forward(self, x):
+            return super().forward((x > 0.5).to(x.dtype))
+
+    report = audited(Events)
+    assert report.ok
+    assert [e.operation for e in report.exceptions] == ["average"]
+
+
+def test_what_the_user_allows_is_an_exception_with_his_reason():
+    torch.manual_seed(0)
+    report = audit(
+        AveragePool(),
+        torch.rand(1, 2, 3, 8, 8),
+        allowed={
+            ("first.conv", "convolution"): "the image",
+            ("", "average"): "mine",
+            ("second", "convolution"): "mine too",
+        },
+    )
+    assert report.ok
+    assert {e.reason for e in report.exceptions} >= {"the image", "mine", "mine too"}
+
+
+def test_a_neuron_is_what_the_user_declares():
+    class Leaky(nn.Module):
+        def forward(self, u):
+            return (u * 0.5 >= 1).to(u.dtype)
+
+    class Network(Planted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fire = Leaky()
+
+    torch.manual_seed(0)
+    model, x = Network(), torch.rand(1, 2, 3, 8, 8)
+    assert [f.module for f in audit(model, x).violations] == ["fire"]
+    assert audit(model, x, neurons=(LIF, Leaky)).ok
+
+
+def test_a_weight_made_of_weights_is_a_weight():
+    class Standardised(Planted):
+        def forward(self, x):
+            s = self.first(x, 4).flatten(0, 1)
+            weight = self.second.weight - self.second.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(s, weight * 2, padding=1)
+
+    assert audited(Standardised).ok
+
+
+def test_torchs_own_attention_is_found_in_its_fused_form_too():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, batch_first=True)
+    assert not audit(layer, (torch.rand(2, 4, 8) > 0.5).float()).ok
+
+
+def test_repetitions_are_one_finding_with_their_number():
+    class Loop(Planted):
+        def forward(self, x):
+            s = self.first(x, 4)
+            return torch.stack([self.second(2 + s_t) for s_t in s])
+
+    (found,) = audited(Loop).violations
+    assert (found.module, found.times) == ("second", 4)
+    assert "such as" in found.what
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        sd.SDTConfig(1, 32, 5, num_heads=4, stem_pool="1111"),
+        sd.SDTConfig(2, 32, 5, num_heads=4, stem_pool="0011", neuron="plif"),
+        sd.SDTConfig(1, 32, 5, num_heads=4, stem_pool="0000", dvs_dilation=True),
+    ],
+)
+def test_our_model_has_the_three_known_exceptions_and_no_other(config):
+    side = 4 * config.stride
+    model = lively(config, size=side)
+    x = torch.rand(2, 3, side, side)
+    report = audit(model.train(), x)
+    assert model.training
+    assert report.ok
+    stem = {("stem", "maximum")} if config.stem_pool[3] == "1" else set()
+    expected = {("stem.image.conv", "convolution"), ("", "average")} | stem
+    assert {(e.module, e.operation) for e in report.exceptions} == expected
+    # Every layer with weights and every meeting of query, key and value was looked at.
+    assert report.checked >= 6 + 8 * config.depth
+
+
+def test_a_violation_in_our_model_is_no_exception():
+    model = lively(sd.SDTConfig(1, 32, 5, num_heads=4, stem_pool="0011"))
+    block = model.blocks[0]
+    block.attention.query.lif.forward = lambda i, **_: i  # a real-valued query
+    found = {(f.module, f.operation) for f in audit(model, torch.rand(1, 3, 16, 16)).violations}
+    assert found == {
+        ("blocks.0.attention", "product"),
+        ("blocks.0.attention.project.conv", "convolution"),
+    }
+
+
+def test_an_audit_leaves_nothing_behind():
+    model = Clean()
+    audit(model, torch.rand(1, 2, 3, 8, 8))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(RuntimeError):
+        audit(model, torch.rand(1, 2, 4, 8, 8))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_our_layers_are_looked_into():
+    assert issubclass(PLIF, LIF)
+    layer = ConvNorm(SpikeConv2d(3, 4, 1))
+    (found,) = audit(layer, torch.rand(2, 1, 3, 4, 4), allowed={}).violations
+    assert (found.module, found.operation) == ("conv", "convolution")
+
+
+def test_a_layer_that_computes_outside_of_torch_is_judged_by_what_comes_in():
+    class Outside(nn.Conv2d):
+        def forward(self, s):
+            return torch.from_numpy(s.numpy().repeat(2, axis=1))
+
+    class Network(Planted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = Outside(8, 16, 1)
+
+        def forward(self, x):
+            return self.second(2 * self.first(x, 4).flatten(0, 1))
+
+    (found,) = audited(Network).violations
+    assert (found.module, found.operation) == ("second", "convolution")

@@ -374,7 +374,9 @@ def _current_16(x, digits, channels, bias, places, c):
 
 
 @njit(forceinline=True)
-def _step_64(sums, count, digits, channels, bias, places, stream, to, begins, theta, leak, c, v):
+def _step_64(
+    sums, count, digits, channels, bias, places, stream, to, begins, fires, theta, leak, c, v
+):
     # One step of a pixel and panel: the current, into the stream if there is one, and the neurons.
     x = _widened(sums, count)
     i = (
@@ -388,7 +390,7 @@ def _step_64(sums, count, digits, channels, bias, places, stream, to, begins, th
             i = _plus(_load_64(stream, to), i)
         _store_64(stream, to, i)
     word = np.uint64(0)
-    if theta is not None:
+    if fires:
         word, v = _fire_64(i, theta, leak, c, v)
     return word, v
 
@@ -399,7 +401,7 @@ _PANEL, _PIXEL, _PIXELS, _BASE, _AHEAD, _WORDS, _SITES, _STREAM = range(8)
 """Columns of a schedule: first channel, first pixel, pixels; then flat places of the first row of
 weights, rows to fetch, word, membrane and value of the stream."""
 
-BLOCK = 256
+BLOCK = 64
 """Pixels of a task, where it needs their sums or lists more than once: these stay in the
 second-level cache."""
 NEAR = 1 << 19
@@ -522,9 +524,33 @@ def _run(
         tasks.reshape(-1), len(tasks), share, rows.reshape(-1), tiles, size * WORD,
         visits.reshape(-1), pixels, lists.reshape(-1),
         None if digits is None else digits.reshape(-1), bias, places,
-        None if stream is None else stream.reshape(-1), begins, theta, leak,
+        None if stream is None else stream.reshape(-1), begins, theta is not None,
+        bias if theta is None else theta, leak,
         None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
     )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def _gather_block(rows, base, tiles, tile_size, visits, stride, lists, first, pixels, aside):
+    # The sums of a block of pixels, tile after tile. A function of its own: with all else in reach
+    # the compiler would keep its pointers in memory.
+    for tile in range(tiles):
+        visit, end, at = first, first + pixels, 0
+        while visit < end:
+            s0, s1, s2, s3 = _gather(rows, base, lists, peek(visits, visit))
+            if tile > 0:
+                s0 = _plus(s0, _take_up(aside, at))
+                s1 = _plus(s1, _take_up(aside, at + 64))
+                s2 = _plus(s2, _take_up(aside, at + 128))
+                s3 = _plus(s3, _take_up(aside, at + 192))
+            _put_down(aside, at, s0)
+            _put_down(aside, at + 64, s1)
+            _put_down(aside, at + 128, s2)
+            _put_down(aside, at + 192, s3)
+            at += 256
+            visit += 1
+        base += tile_size
+        first += stride
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -544,9 +570,10 @@ def _spikes_in_sight(lists, visits, visit, stride, tiles):
 @njit(parallel=True, cache=True, error_model="numpy", nogil=True)
 def _run_tasks(
     tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, digits, bias, places,
-    stream, begins, theta, leak, v, resume, words, panels, steps,
+    stream, begins, fires, theta, leak, v, resume, words, panels, steps,
 ):  # fmt: skip
-    # A layer that fires has no digits and no stream; one before the head has no thresholds.
+    # A layer that fires has no digits and no stream. Whether neurons fire is no matter of types: to
+    # compile all this once more would take seconds.
     word_1 = panels
     word_2 = word_1 + panels
     word_3 = word_2 + panels
@@ -560,59 +587,47 @@ def _run_tasks(
         at = peek(tasks, plan + _SITES)
         to = peek(tasks, plan + _STREAM)
         pixels = peek(tasks, plan + _PIXELS)
-        aside = _set_aside(rows, pixels if tiles > 1 else 0)
-        visit_tile = first
-        for tile in range(tiles):
-            visit, end = visit_tile, visit_tile + pixels
+        aside = _set_aside(rows, min(pixels, BLOCK))
+        last = first + pixels
+        while first < last:
+            end = min(first + BLOCK, last)
+            _gather_block(
+                rows, base, tiles, tile_size, visits, stride, lists, first, end - first, aside
+            )
             kept = 0
-            while visit < end:
-                s0, s1, s2, s3 = _gather(rows, base, lists, peek(visits, visit))
-                visit += 1
-                if tile > 0:
-                    s0 = _plus(s0, _take_up(aside, kept))
-                    s1 = _plus(s1, _take_up(aside, kept + 64))
-                    s2 = _plus(s2, _take_up(aside, kept + 128))
-                    s3 = _plus(s3, _take_up(aside, kept + 192))
-                if tile < tiles - 1:
-                    _put_down(aside, kept, s0)
-                    _put_down(aside, kept + 64, s1)
-                    _put_down(aside, kept + 128, s2)
-                    _put_down(aside, kept + 192, s3)
-                    kept += 256
-                    continue
-                kept += 256
+            while first < end:
                 if ahead >= 0:
                     _fetch_ahead(rows, ahead, ahead + share)
                     ahead += share
                 n0, n1, n2, n3 = _spikes_in_sight(lists, visits, first, stride, tiles)
-                first += 1
                 u = _silent_64()
                 if v is not None and resume:
                     u = _load_64(v, at)
                 w1 = w2 = w3 = np.uint64(0)
                 w0, u = _step_64(
-                    s0, n0, digits, channels, bias, places, stream, to, begins, theta, leak, c, u
-                )
+                    _take_up(aside, kept), n0, digits, channels, bias, places, stream, to, begins,
+                    fires, theta, leak, c, u,
+                )  # fmt: skip
                 to += 64
                 if steps > 1:
                     w1, u = _step_64(
-                        s1, n1, digits, channels, bias, places, stream, to, begins, theta, leak, c,
-                        u,
+                        _take_up(aside, kept + 64), n1, digits, channels, bias, places, stream, to,
+                        begins, fires, theta, leak, c, u,
                     )  # fmt: skip
                 to += 64
                 if steps > 2:
                     w2, u = _step_64(
-                        s2, n2, digits, channels, bias, places, stream, to, begins, theta, leak, c,
-                        u,
+                        _take_up(aside, kept + 128), n2, digits, channels, bias, places, stream, to,
+                        begins, fires, theta, leak, c, u,
                     )  # fmt: skip
                 to += 64
                 if steps > 3:
                     w3, u = _step_64(
-                        s3, n3, digits, channels, bias, places, stream, to, begins, theta, leak, c,
-                        u,
+                        _take_up(aside, kept + 192), n3, digits, channels, bias, places, stream, to,
+                        begins, fires, theta, leak, c, u,
                     )  # fmt: skip
                 to += 64
-                if theta is not None:
+                if fires:
                     if v is not None:
                         _store_64(v, at, u)
                     poke(words, out, w0)
@@ -621,5 +636,5 @@ def _run_tasks(
                     poke(words, out + word_3, w3)
                 at += channels
                 out += word_3 + panels
-            base += tile_size
-            visit_tile += stride
+                kept += 256
+                first += 1

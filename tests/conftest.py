@@ -21,6 +21,7 @@ SHARED = [
     "engine/schedule.py",
     "engine/ops/neuron/cpu.py",
     "engine/ops/events/reference.py",
+    "engine/ops/events/cpu.py",
 ]
 
 _contents = b"".join((ROOT / "src/spikedriven" / name).read_bytes() for name in SHARED)

@@ -12,9 +12,11 @@ import pytest
 import torch
 from tests.engine.ops.test_synapse import assert_fires, assert_streams
 from tests.helpers.lively import lively, some_images
+from torch import nn
 
 import spikedriven as sd
 from spikedriven.engine.ops.image.reference import image_current
+from spikedriven.engine.ops.neuron.reference import fire
 from spikedriven.engine.ops.synapse.reference import add_rows, fire_current, stream_current
 from spikedriven.engine.plan import FRACTION, AttendStep, FireStep, ImageStep, StreamStep
 from spikedriven.errors import ConfigError
@@ -304,7 +306,9 @@ def test_another_kind_of_model_is_refused():
         ({"std": (0.5, np.inf, 0.5)}, "std is .* one finite number"),
         ({"std": (0.5, 0.0, 0.5)}, "std is .* each must be above 0"),
         ({"std": (0.5, -0.1, 0.5)}, "std is .* each must be above 0"),
-        ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
+        ({"num_steps": 0}, "num_steps is 0; it must be a whole number"),
+        ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+        ({"mean": 0.5}, "mean is 0.5; it must be one finite number for each of 3 channels"),
         ({"weights": "float"}, "weights is 'float'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -325,6 +329,69 @@ def test_weights_whose_sum_no_32_bits_hold_are_refused():
     model.blocks[0].mlp.contract.norm.weight.data[3] *= 1e5
     model.blocks[0].mlp.contract.norm.running_mean.zero_()  # the bias is small
     refused("^blocks.0.mlp.contract could exceed 32 bits", model, "int16")
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(16, 16, 1, groups=4, bias=False),
+        nn.Conv2d(16, 16, 5, padding=2, bias=False),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2, bias=False),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect", bias=False),
+    ],
+)
+def test_another_layer_than_the_configs_is_refused_by_its_name(conv):
+    model = sd.SpikeDrivenTransformer(CONFIG)
+    model.blocks[0].attention.query.conv = conv
+    refused(r"^blocks.0.attention.query.conv is Conv2d\(", model.eval())
+
+
+def test_a_model_that_computes_something_else_is_refused():
+    class Doubled(sd.SpikeDrivenTransformer):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    refused("^the model is Doubled", Doubled(CONFIG).eval())
+    model = sd.SpikeDrivenTransformer(CONFIG).eval()
+    model.blocks[0].mlp = nn.Identity()
+    refused("^blocks.0.mlp is Identity", model)
+
+
+def test_a_variance_below_zero_is_refused_by_its_layer():
+    model = sd.SpikeDrivenTransformer(CONFIG).eval()
+    model.blocks[0].attention.key.norm.running_var[0] = -1
+    refused("^blocks.0.attention.key has a running variance of -1", model)
+
+
+def test_a_neuron_that_never_charges_is_refused():
+    model = sd.SpikeDrivenTransformer(replace(CONFIG, neuron="plif")).eval()
+    model.blocks[0].attention.query.lif.w.data.fill_(-200)
+    refused("^blocks.0.attention.query has 1/tau = ", model)
+
+
+@pytest.mark.parametrize("w", [-1e-2, -2e-4, -1e-6, 0.0, 2e-4])
+def test_a_gate_opens_where_the_float_models_does_however_near_tau_is_to_two(w):
+    model = sd.SpikeDrivenTransformer(replace(CONFIG, neuron="plif")).eval()
+    gate = model.blocks[0].attention.gate
+    gate.w.data.fill_(w)
+    (step,) = layers(sd.compile(model), AttendStep)
+    channels = CONFIG.width
+    counts = np.random.default_rng(0).integers(0, 3, (8, 1, channels))
+    wanted = gate(torch.from_numpy(counts).float()).detach().numpy().astype(bool)
+    if step.gate is None:
+        got = counts > 0
+    else:
+        at_rest = np.zeros((1, channels), np.int64)
+        got, _ = fire(counts << FRACTION, at_rest, step.gate)
+    assert 0 < wanted.mean() < 1
+    assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("weights", ["int16", "int8"])
+def test_arrays_lie_in_the_order_in_which_kernels_read_them(model, weights):
+    for step in sd.compile(model, weights).steps:
+        for name, value in vars(step).items():
+            assert not isinstance(value, np.ndarray) or value.flags.c_contiguous, (step.name, name)
 
 
 @pytest.mark.parametrize("factor", [100, 1e5])

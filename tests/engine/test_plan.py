@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load, save_file
+from safetensors.torch import save_file as save_torch_file
 from tests.helpers.lively import some_images
 
 import spikedriven as sd
@@ -103,6 +104,12 @@ def test_a_new_program_replaces_the_old(saved):
 
 
 # ------------------------------------------------------------------ files that are none
+
+
+def test_a_file_of_weights_in_a_type_that_numpy_lacks_is_no_program(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_torch_file({"weight": torch.zeros(2, dtype=torch.bfloat16)}, path)
+    assert "is no compiled program" in refusal(path)
 
 
 def test_every_altered_byte_is_found_out(saved):

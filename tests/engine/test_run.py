@@ -30,6 +30,8 @@ NETWORKS = {
     "no pooling": (FLAT, (6, 6)),
     "one step": (replace(FLAT, num_steps=1), (6, 6)),
     "six steps": (replace(SMALL, num_steps=6), (12, 8)),
+    "tap by tap": (sd.SDTConfig(1, 256, 7, 1, num_steps=6, stem_pool="0000"), (3, 4)),
+    "tap by tap, pooled": (sd.SDTConfig(1, 256, 7, 1, stem_pool="0001"), (6, 4)),
     "dilated": (replace(SMALL, num_heads=8, dvs_dilation=True), (16, 16)),
     "plif": (replace(FLAT, neuron="plif"), (6, 6)),
     "plif, pooled": (replace(SMALL, neuron="plif"), (16, 16)),

@@ -25,7 +25,7 @@ def run(options: Namespace) -> int:
         classes=info.classes,
     )
     seconds = time.perf_counter() - begin
-    path = Path(options.output or f"{Path(options.run).name}-{options.weights}.spk")
+    path = Path(options.output or f"{Path(options.run).resolve().name}-{options.weights}.spk")
     program.save(path)
     size = path.stat().st_size
     if options.json:

@@ -51,6 +51,9 @@ GAIN_USUAL = 7 << 7
 INT16_EXTRA = 6
 """Binary places that int16 weights may have beyond the stream's."""
 LEAK_DIGITS = 12
+GATE_DIGITS = 30
+"""A gate counts in 64 bits; and one agreement must reach its threshold exactly where it does in the
+float model, however little 1/tau lies below one half."""
 # Clip the largest weights where that makes the others finer, and the whole layer nearer.
 _CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)
 # Where rounding up would break the bound of a sum, a coarser scale does not.
@@ -101,8 +104,10 @@ def compile(  # noqa: A001 - as in torch.compile
     _check(model)
     config = model.config
     steps = config.num_steps if num_steps is None else num_steps
-    if steps < 1:
-        raise ConfigError(f"num_steps is {steps}; it must be at least 1: leave it to the model")
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(
+            f"num_steps is {steps!r}; it must be a whole number, at least 1: leave it to the model"
+        )
     channels = config.in_channels
     wanted = Input(
         channels=channels,
@@ -135,6 +140,7 @@ def compile(  # noqa: A001 - as in torch.compile
 
 
 def _check(model: SpikeDrivenTransformer) -> None:
+    _check_layers(model)
     if any(module.training for module in model.modules()):
         raise ConfigError(
             "the model is in training mode; its batch norms must stand still: call model.eval()"
@@ -147,12 +153,39 @@ def _check(model: SpikeDrivenTransformer) -> None:
             )
 
 
+def _check_layers(model: SpikeDrivenTransformer) -> None:
+    """Refuse a model whose layers are others than those of its config: they would be lost."""
+    with torch.device("meta"):
+        plain = dict(SpikeDrivenTransformer(model.config).named_modules())
+    own = dict(model.named_modules())
+    for name in sorted(own.keys() | plain.keys()):
+        found, wanted = own.get(name), plain.get(name)
+        if type(found) is not type(wanted) or _in_words(found) != _in_words(wanted):
+            raise ConfigError(
+                f"{name or 'the model'} is {_in_words(found)}; the engine compiles "
+                f"{_in_words(wanted)} there: build the model from its config alone"
+            )
+
+
+def _in_words(module: nn.Module | None) -> str:
+    # What must not differ: neurons have constants of their own, norms a momentum.
+    if module is None:
+        return "nothing"
+    kind = type(module).__name__
+    if isinstance(module, LIF):
+        return kind
+    if isinstance(module, nn.BatchNorm2d):
+        states = "" if module.affine and module.track_running_stats else ", incomplete"
+        return f"{kind}({module.num_features}{states})"
+    return f"{kind}({module.extra_repr()})"
+
+
 def _per_channel(
     name: str, values: tuple[float, ...] | None, default: float, channels: int
 ) -> tuple[float, ...]:
     if values is None:
         return (default,) * channels
-    if len(values) != channels or not np.isfinite(values).all():
+    if np.shape(values) != (channels,) or not np.isfinite(values).all():
         raise ConfigError(
             f"{name} is {values}; it must be one finite number for each of {channels} channels: "
             "pass the data's own"
@@ -246,8 +279,14 @@ def _fold(name: str, layer: ConvNorm) -> _Folded:
         )
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    factor = _real(norm.weight) / np.sqrt(_real(norm.running_var) + norm.eps)
-    weight = _real(conv.weight).transpose(2, 3, 1, 0) * factor
+    spread = _real(norm.running_var) + norm.eps
+    if spread.min() <= 0:
+        raise ConfigError(
+            f"{name} has a running variance of {spread.min():.3g}; it must be above 0: "
+            "choose an earlier checkpoint"
+        )
+    factor = _real(norm.weight) / np.sqrt(spread)
+    weight = np.ascontiguousarray(_real(conv.weight).transpose(2, 3, 1, 0)) * factor
     bias = 0.0 if conv.bias is None else _real(conv.bias)
     return _Folded(weight, (bias - _real(norm.running_mean)) * factor + _real(norm.bias))
 
@@ -360,7 +399,7 @@ def _readout(model: SpikeDrivenTransformer) -> ReadoutStep:
     return ReadoutStep(
         name="head_lif",
         neuron=_neuron("head_lif", model.head_lif, theta, 0.0),
-        weight=np.rint(weight * 2.0**places).astype(np.int32),
+        weight=np.ascontiguousarray(np.rint(weight * 2.0**places), np.int32),
         bias=_int32("head", bias * 2.0**places),
         scale=2.0**-places,
     )
@@ -389,19 +428,19 @@ def _gate(name: str, lif: LIF, channels: int) -> Neuron | None:
     # One agreement is worth 1/tau of a membrane at least 0: from one half on it always fires.
     if _decay(lif) >= lif.v_threshold:
         return None
-    theta = np.full(channels, lif.v_threshold * ONE)
-    return _neuron(name, lif, theta, 0.0)
+    theta = _int32(name, np.full(channels, lif.v_threshold * ONE))
+    return Neuron(theta=theta, leak=_leak(name, _decay(lif), GATE_DIGITS))
 
 
-def _leak(name: str, decay: float) -> tuple[int, ...]:
-    """Return 1/tau as binary digits, rounded to twelve places."""
-    share = round(decay * 2**LEAK_DIGITS)
-    if abs(share / 2**LEAK_DIGITS - decay) > 0.01 * decay:
+def _leak(name: str, decay: float, places: int = LEAK_DIGITS) -> tuple[int, ...]:
+    """Return 1/tau as binary digits, rounded to so many places."""
+    share = round(decay * 2**places)
+    if share == 0 or abs(share / 2**places - decay) > 0.01 * decay:
         raise ConfigError(
-            f"{name} has 1/tau = {decay:.2g}; {LEAK_DIGITS} binary places express no less than "
-            f"{50 / 2**LEAK_DIGITS:.2g} well: train with a shorter tau, or run the float model"
+            f"{name} has 1/tau = {decay:.2g}; {places} binary places express no less than "
+            f"{50 / 2**places:.2g} well: train with a shorter tau, or run the float model"
         )
-    digits = [LEAK_DIGITS - place for place in range(LEAK_DIGITS + 1) if share >> place & 1]
+    digits = [places - place for place in range(places + 1) if share >> place & 1]
     return tuple(reversed(digits))
 
 

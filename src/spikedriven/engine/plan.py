@@ -278,14 +278,17 @@ def _load(path: Path) -> Program:
     try:
         with safe_open(path, "np") as file:
             meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            version = meta.get("spikedriven_program", "")
+            is_ours = version.isdecimal() and "plan" in meta
+            # Of others nothing is read: NumPy may not even know their types.
+            names = file.keys() if is_ours and int(version) <= FORMAT else ()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); it must be a whole compiled program: "
             "compile or copy it again"
         ) from error
-    version = meta.get("spikedriven_program", "")
-    if not version.isdecimal() or "plan" not in meta:
+    if not is_ours:
         raise CheckpointError(
             f"{path} is no compiled program; it must be written by spikedriven compile: "
             "compile the run first"

@@ -11,7 +11,7 @@ ROW = 3
 """Its logarithm: row i begins at i << ROW."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def strides(count: int, *steps: int) -> NDArray[np.int64]:
     """Return i * step for each i below `count` and each step, flat: [count * 8]."""
     table = np.zeros((count, COLUMNS), np.int64)

@@ -24,8 +24,8 @@ class LayerStats:
 
     @property
     def skipped(self) -> float:
-        """Share of the dense work that was not done."""
-        return 1 - self.additions / self.dense
+        """Share of the dense work that was not done; 0 where there was none to do."""
+        return 1 - self.additions / self.dense if self.dense else 0.0
 
     @property
     def bytes_read(self) -> int:

@@ -21,6 +21,8 @@ def spike_conv2d(s: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -
     keeps_size = weight.shape[2] == weight.shape[3] == 2 * padding + 1
     # What does not fit is left to PyTorch, which refuses it; a kernel would read beyond its arrays.
     fits = s.shape[1:2] == weight.shape[1:2] and s.ndim == weight.ndim and s.dtype == weight.dtype
+    if bias is not None:
+        fits = fits and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
     if keeps_size and fits and is_for_cpu_kernels(s) and not torch.is_autocast_enabled("cpu"):
         from spikedriven.core.synapse import cpu
 

@@ -93,9 +93,10 @@ def add_classes(spikes: Array, weight: Array, bias: Array, scores: Array, steps:
         steps: How many of the four steps are real.
     """
     total = np.empty((steps, len(bias)), np.int64)
+    rows = weight.reshape(-1)
     for b in range(len(spikes)):
         total[...] = bias
-        _add(spikes[b].reshape(-1), weight.reshape(-1), total.reshape(-1), len(bias), steps)
+        _add(spikes[b].reshape(-1), rows, total.reshape(-1), len(bias), steps)
         scores[:steps, b] = total
 
 

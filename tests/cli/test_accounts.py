@@ -227,18 +227,30 @@ def test_a_violation_fails_the_audit(capsys, monkeypatch):
     assert main(["audit", "sdt_tiny"]) == 1
     shown = capsys.readouterr().out
     assert "VIOLATION" in shown
+    assert "which is no spike" in shown  # why the exceptions are allowed
     assert "blocks.0.mlp.expand.conv" in shown
     assert main(["audit", "sdt_tiny", "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)["ok"]
 
 
+def test_a_network_that_never_fires_fails_the_audit(capsys, monkeypatch):
+    import spikedriven.conform
+
+    assert "SILENT" not in printed(capsys, "audit", "sdt_tiny")
+    monkeypatch.setattr(spikedriven.conform, "enlivened", lambda model, _x: model.eval())
+    assert main(["audit", "sdt_tiny"]) == 1
+    shown = capsys.readouterr().out
+    assert "zeros, which proves nothing of them: stem.second.conv, " in shown
+    assert "No spike reached a synapse" in shown
+
+
 def test_conform_names_every_rule_and_fails_on_a_broken_one(run, capsys, monkeypatch):
     shown = printed(capsys, "conform", run)
-    assert shown.count("kept") == 8
+    assert shown.count("kept") == 9
     assert "not asked" in shown
     result = json.loads(printed(capsys, "conform", "sdt_tiny", "--json"))
     assert result["ok"]
-    assert len(result["verdicts"]) == 9
+    assert len(result["verdicts"]) == 10
 
     from spikedriven.models.sdt import SpikeDrivenTransformer
 

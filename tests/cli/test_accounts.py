@@ -61,7 +61,7 @@ def test_json_has_every_account_and_its_prices(capsys):
         printed(capsys, "energy", "--rates", "paper_sdt_8_512_224", "--json", "--costs", "int8")
     )
     assert list(result["accounts"]) == ["published", "executed", "memory", "ann"]
-    assert result["costs"]["addition"] == 0.03
+    assert result["costs"]["addition"] == 0.05
     assert result["image_size"] == [224, 224]
     assert result["time_steps"] == 4
     executed = result["accounts"]["executed"]

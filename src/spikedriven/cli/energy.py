@@ -50,10 +50,10 @@ def run(options: Namespace) -> int:
     accounts = {
         name: energy(subject.counted, name, costs=costs, image=options.image) for name in wanted
     }
-    accounts["ann"] = ann(subject.network, costs)
+    accounts["ann"] = ann(subject.counted, costs)
     with_int8 = {
         "executed": energy(subject.counted, costs=TABLES["int8"], image=options.image).total_mj,
-        "ann": ann(subject.network, TABLES["int8"]).total_mj,
+        "ann": ann(subject.counted, TABLES["int8"]).total_mj,
     }
     first_layer = {
         image: energy(subject.counted, costs=costs, image=image).total_mj

@@ -199,27 +199,33 @@ def energy(
     )
 
 
-def ann(net: Network, costs: Costs | None = None, *, memory: bool = False) -> Account:
+def ann(counted: Counts | Estimate, costs: Costs | None = None, *, memory: bool = False) -> Account:
     """Charge the same-shape artificial network: one pass, a product for each synapse, softmax.
 
     Args:
-        net: The sizes.
+        counted: What the network is compared with: beside counts its windows end at the border as
+            theirs do, beside an estimate they are padded as there.
         costs: As in `energy`.
         memory: Also charge weights and activations that are read and written, as `memory` does.
+
+    Raises:
+        DataError: Nothing was counted.
 
     Source: the paper's Table 1, column "Vanilla"; its scale costs a multiplication, its softmax two
         products, for each pair of tokens.
     """
     prices = costs or TABLES["float32"]
+    net = _work(counted).network
     N, D = net.tokens, net.config.width
     lines = []
     for layer in net.synapses:
         at = {"layer": layer.name, "part": layer.part, "block": layer.block}
-        lines.append(_line(at, "multiplications", layer.nominal, prices.accumulation))
+        products = layer.dense if isinstance(counted, Counts) else layer.nominal
+        lines.append(_line(at, "multiplications", products, prices.accumulation))
         if memory:
             inputs = layer.inputs * layer.height * layer.width
             outputs = layer.outputs * layer.height * layer.width
-            lines.append(_line(at, "weights_read", layer.nominal, prices.weight_read))
+            lines.append(_line(at, "weights_read", products, prices.weight_read))
             lines.append(_line(at, "activations", inputs + outputs, prices.activation_access))
     for b in range(net.config.depth):
         at = {"layer": f"blocks.{b}.attention", "part": ATTENTION, "block": b}

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ _OF_NEURONS = (
 )  # fmt: skip
 # Single precision counts that far one by one.
 EXACT = 1 << 24
+# Pixels are bytes if they come back as near to whole numbers: single precision leaves some 1e-4.
+BYTE = 1e-3
 # Numbers of ones in a byte.
 _BITS = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.float64)
 
@@ -86,8 +88,24 @@ class Counts:
     """Frames that the first layer saw: one for a static image, T for a sequence."""
     time_steps: int = 0
     """Time steps, over all images."""
-    layers: dict[str, LayerCounts] = field(default_factory=dict)
-    """By layer, in the order in which they were first met."""
+    passes: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(frames, time steps) of an image -> how many images had so many."""
+    caused: dict[str, LayerCounts] = field(default_factory=dict)
+    """What spikes caused, by layer."""
+
+    @property
+    def layers(self) -> dict[str, LayerCounts]:
+        """Layer -> all of its counts: what happens in silence too, and what spikes caused."""
+        layers: dict[str, LayerCounts] = {}
+        if self.network is not None:
+            for (frames, steps), images in self.passes.items():
+                for name, kinds in standing(self.network).items():
+                    own = layers.setdefault(name, LayerCounts())
+                    for kind, number in kinds.items():
+                        of_frames = name == "stem.image" and kind not in _OF_NEURONS
+                        own.add(kind, [images * number] * (frames if of_frames else steps))
+        _join(layers, self.caused)
+        return layers
 
     def __getitem__(self, layer: str) -> LayerCounts:
         return self.layers[layer]
@@ -127,10 +145,16 @@ class Counts:
         self.images += other.images
         self.frames += other.frames
         self.time_steps += other.time_steps
-        for name, layer in other.layers.items():
-            own = self.layers.setdefault(name, LayerCounts())
-            for kind, counts in layer.steps.items():
-                own.add(kind, counts)
+        for key, images in other.passes.items():
+            self.passes[key] = self.passes.get(key, 0) + images
+        _join(self.caused, other.caused)
+
+
+def _join(layers: dict[str, LayerCounts], others: dict[str, LayerCounts]) -> None:
+    for name, layer in others.items():
+        own = layers.setdefault(name, LayerCounts())
+        for kind, counts in layer.steps.items():
+            own.add(kind, counts)
 
 
 def count(
@@ -156,7 +180,8 @@ def count(
     Raises:
         ConfigError: The model is of another kind, or only one of `mean` and `std` is given.
         DataError: The batch is empty.
-        ShapeError: The input does not fit the model, or its pixels are no bytes.
+        ShapeError: The input does not fit the model, its pixels are no bytes, or a sum over tokens
+            was rounded in half precision.
 
     Example:
         >>> from spikedriven import create_model
@@ -176,7 +201,7 @@ def counting(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Iterator[Counts]:
-    """Count every forward pass made inside the block, in constant memory.
+    """Count every forward pass that is completed inside the block, in constant memory.
 
     Args:
         model: As in `count`.
@@ -206,6 +231,17 @@ def counting(
         counter.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """Numbers of a pass that are still tensors, so that a pass is read out once."""
+
+    layer: str
+    kinds: tuple[str, ...]
+    numbers: Tensor
+    """Whole numbers, one a step: [T]."""
+    factor: int
+
+
 class _Counter:
     """Listens at the layers of one model."""
 
@@ -215,6 +251,9 @@ class _Counter:
         self.config = model.config
         self.bytes_as = bytes_as
         self.counts = Counts()
+        self._pass: Counts | None = None
+        """Begun and not yet completed: one that fails leaves nothing."""
+        self._heard: list[_Heard] = []
         self._measured: dict[int, tuple[weakref.ref[Tensor], _Seen]] = {}
         self._stops: list[Any] = [model.stem.register_forward_pre_hook(self._begin)]
         for name, module in model.named_modules():
@@ -227,6 +266,7 @@ class _Counter:
             assert isinstance(block, Block)
             self._listen(block.attention.gate, self._agreement, f"blocks.{b}.attention")
         self._listen(model.head, self._linear, "head")
+        self._stops.append(model.head.register_forward_hook(self._complete))
 
     def stop(self) -> None:
         for handle in self._stops:
@@ -235,10 +275,8 @@ class _Counter:
     def _listen(self, module: nn.Module, hear: Any, name: str) -> None:
         self._stops.append(module.register_forward_pre_hook(partial(hear, name)))
 
-    def _add(self, layer: str, **counts: list[int]) -> None:
-        own = self.counts.layers.setdefault(layer, LayerCounts())
-        for kind, steps in counts.items():
-            own.add(kind, steps)
+    def _hear(self, layer: str, numbers: Tensor, factor: int, *kinds: str) -> None:
+        self._heard.append(_Heard(layer, kinds, numbers, factor))
 
     # -------------------------------------------------------------- what is heard
 
@@ -250,37 +288,61 @@ class _Counter:
                 "the batch is empty; there must be at least one image to be counted: "
                 "drop empty batches"
             )
+        self._heard.clear()
         net = network(self.config, H, W)
-        self.counts.add(Counts(network=net, images=B, frames=S * B, time_steps=num_steps * B))
-        for name, kinds in standing(net).items():
-            for kind, number in kinds.items():
-                of_frames = name == "stem.image" and kind not in _OF_NEURONS
-                self._add(name, **{kind: [B * number] * (S if of_frames else num_steps)})
+        self._pass = Counts(
+            network=net, images=B, frames=S * B, time_steps=num_steps * B,
+            passes={(S, num_steps): B},
+        )  # fmt: skip
         if self.bytes_as is not None:
             ones = _BITS[_as_bytes(x_SBCHW, *self.bytes_as).long()].sum(dim=(1, 2))
-            self._add("stem.image", bit_additions=_driven(ones, 3, net["stem.image"].outputs))
+            driven = ones.flatten(1) @ _taps(H, W, 3, ones.device)[:, 1]
+            driven = driven.to(x_SBCHW.device)
+            self._hear("stem.image", driven, net["stem.image"].outputs, "bit_additions")
 
     def _convolution(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, ConvNorm)
-        seen = self._seen(inputs[0])
-        kernel, outputs = layer.conv.kernel_size[0], layer.conv.out_channels
-        if kernel == 1:
-            additions = [n * outputs for n in seen.spikes]
-        else:
-            additions = _driven(seen.per_pixel, kernel, outputs)
-        self._add(name, spikes=seen.spikes, additions=additions, weights_read=additions)
+        seen, kernel = self._seen(inputs[0]), layer.conv.kernel_size[0]
+        assert kernel in (1, 3)
+        driven = seen.spikes if kernel == 1 else seen.windows
+        self._hear(name, seen.spikes, 1, "spikes")
+        self._hear(name, driven, layer.conv.out_channels, "additions", "weights_read")
 
     def _linear(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, nn.Linear)
         spikes = self._seen(inputs[0]).spikes
-        additions = [n * layer.out_features for n in spikes]
-        self._add(name, spikes=spikes, additions=additions, weights_read=additions)
+        self._hear(name, spikes, 1, "spikes")
+        self._hear(name, spikes, layer.out_features, "additions", "weights_read")
 
     def _fired(self, name: str, _layer: nn.Module, _inputs: Any, s: Tensor) -> None:
-        self._add(name, fired=self._seen(s).spikes)
+        self._hear(name, self._seen(s).spikes, 1, "fired")
 
     def _agreement(self, name: str, _gate: nn.Module, inputs: tuple[Tensor]) -> None:
-        self._add(name, agreements=_whole(inputs[0].detach().double()))
+        sums = inputs[0].detach()
+        narrow = torch.finfo(sums.dtype)
+        if narrow.bits < 32 and sums.numel() and float(sums.max()) >= 2 / narrow.eps:
+            raise ShapeError(
+                f"key and value agree at {sums.max():.0f} tokens or so; in {sums.dtype} they must "
+                f"be fewer than {2 / narrow.eps:.0f} to be counted exactly: count in float32"
+            )
+        self._hear(name, sums.double().flatten(1).sum(dim=1), 1, "agreements")
+
+    def _complete(self, _head: nn.Module, _inputs: Any, _output: Any) -> None:
+        """Read out a pass whose last layer is done."""
+        heard, self._heard = self._heard, []
+        numbers = torch.cat([one.numbers for one in heard]).tolist() if heard else []
+        caused: dict[str, LayerCounts] = {}
+        first = 0
+        for one in heard:
+            steps = [int(n) * one.factor for n in numbers[first : first + len(one.numbers)]]
+            first += len(steps)
+            own = caused.setdefault(one.layer, LayerCounts())
+            for kind in one.kinds:
+                own.add(kind, steps)
+        _join(self.counts.caused, caused)
+        if self._pass is not None:
+            self.counts.add(self._pass)
+            self._pass = None
 
     # -------------------------------------------------------------- what is measured
 
@@ -299,29 +361,33 @@ class _Counter:
         return known[1]
 
 
-@dataclass(frozen=True, slots=True)
 class _Seen:
-    per_pixel: Tensor
-    """Spikes over images and channels: [T, H, W], or [T]; whole numbers."""
-    spikes: list[int]
-    """Spikes at each step."""
+    """Spikes [T] at each step, and in how many 3x3 windows they lie: fewer at a border."""
+
+    def __init__(self, per_pixel: Tensor) -> None:
+        """Sum up [T, H, W] or [T], over images and channels, in double precision."""
+        T, *size = per_pixel.shape
+        H, W = size or (1, 1)
+        # Whole numbers far below 2**53: the order of their sum does not matter.
+        sums = per_pixel.reshape(T, H * W) @ _taps(H, W, 3, per_pixel.device)
+        self.spikes, self.windows = sums.unbind(dim=1)
 
 
 def _measure(s: Tensor) -> _Seen:
     """Sum up; over channels and images in single precision while that is exact, then in double."""
     wide = torch.promote_types(s.dtype, torch.float32)
     if s.shape[1] * s.shape[2] < EXACT:
-        per_pixel = s.sum(dim=(1, 2), dtype=wide).double()
-    else:
-        per_pixel = s.sum(dim=2, dtype=wide).sum(dim=1, dtype=torch.float64)
-    return _Seen(per_pixel, _whole(per_pixel))
+        return _Seen(s.sum(dim=(1, 2), dtype=wide).double())
+    return _Seen(s.sum(dim=2, dtype=wide).sum(dim=1, dtype=torch.float64))
 
 
-def _driven(seen_THW: Tensor, kernel: int, outputs: int) -> list[int]:
-    """Return the synapses that spikes drive, by step: fewer from a pixel at the border."""
-    _, H, W = seen_THW.shape
-    rows, columns = sight(H, kernel, seen_THW), sight(W, kernel, seen_THW)
-    return [n * outputs for n in _whole(seen_THW * (rows[:, None] * columns))]
+@lru_cache(maxsize=64)
+def _taps(height: int, width: int, kernel: int, device: torch.device) -> Tensor:
+    """Return, for each pixel, 1 and in how many windows of a kernel it lies: [H W, 2]."""
+    with torch.inference_mode(False):  # it outlives the mode in which it is first asked for
+        like = torch.zeros((), dtype=torch.float64, device=device)
+        seen = sight(height, kernel, like)[:, None] * sight(width, kernel, like)
+        return torch.stack([torch.ones_like(seen), seen], dim=-1).flatten(0, 1)
 
 
 def sight(side: int, kernel: int, like: Tensor) -> Tensor:
@@ -337,12 +403,6 @@ def sight(side: int, kernel: int, like: Tensor) -> Tensor:
     return (place + reach).clamp(max=side - 1) - (place - reach).clamp(min=0) + 1
 
 
-def _whole(values: Tensor) -> list[int]:
-    """Sum whole numbers [T, ...] over all axes but time."""
-    values = values.reshape(len(values), -1).sum(dim=1)
-    return [int(value) for value in values.tolist()]
-
-
 def _as_bytes(x_SBCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     channels = x_SBCHW.shape[2]
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
@@ -353,7 +413,15 @@ def _as_bytes(x_SBCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     shape = (channels, 1, 1)
     centre = torch.tensor(mean, dtype=torch.float64).view(shape)
     spread = torch.tensor(std, dtype=torch.float64).view(shape)
-    levels = ((x_SBCHW.detach().cpu().double() * spread + centre) * 255).round()
+    exact = (x_SBCHW.detach().cpu().double() * spread + centre) * 255
+    levels = exact.round()
+    if float((exact - levels).abs().max()) > BYTE:
+        strange = exact[(exact - levels).abs() > BYTE][0]
+        raise ShapeError(
+            f"the input read back as bytes holds {strange:.4g}; with mean {mean} and std {std} "
+            "each pixel must be a whole number: normalise the images as you say, or count without "
+            "mean and std"
+        )
     if float(levels.min()) < 0 or float(levels.max()) > 255:
         raise ShapeError(
             f"the input read back as bytes goes from {levels.min():.0f} to {levels.max():.0f}; "

@@ -63,6 +63,8 @@ def test_a_missing_field_is_named(tmp_path, field):
         ({"citation": '"  "'}, "has no citation"),
         ({"addition": -1}, "addition = -1"),
         ({"addition": "nan"}, "addition = nan"),
+        ({"addition": "1e308"}, "from 0 to 1e"),
+        ({"addition": "9" * 400}, "addition = 9999"),
         ({"addition": "true"}, "addition = True"),
         ({"addition": '"free"'}, "addition = 'free'"),
         ({"adition": 1}, "foreign field 'adition'"),

@@ -1,6 +1,5 @@
 """What one operation costs: named tables, each with its source. Joules come from here alone."""
 
-import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +93,10 @@ TABLES = {
 }  # fmt: skip
 """Name -> table: 45 nm, 0.9 V."""
 
+MOST = 1e12
+"""The highest price in pJ, one joule; a higher one is a slip, and its sums may not be finite."""
+LONGEST = 40
+"""Characters of a wrong entry that are shown."""
 _WORDS = ("name", "citation", "precision")
 
 
@@ -116,7 +119,7 @@ def load_costs(name: str | Path) -> Costs:
         )
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = (error.strerror or "") if isinstance(error, OSError) else str(error)
         raise ConfigError(
             f"the cost table {path} cannot be read ({reason}); it must be a TOML file: correct it"
@@ -135,14 +138,11 @@ def _checked(path: Path, entries: dict[str, object]) -> Costs:
                     f'{", ".join(_WORDS)}: add {field} = "..."'
                 )
         elif (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value < 0
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST
         ):
             raise ConfigError(
-                f"the cost table {path} gives {field} = {value!r}; it must be a number of at least "
-                "0 (pJ; nm for the node): correct it"
+                f"the cost table {path} gives {field} = {_short(value)}; it must be a number from "
+                f"0 to {MOST:g} (pJ; nm for the node): correct it"
             )
     foreign = sorted(entries.keys() - set(known))
     if foreign:
@@ -151,3 +151,8 @@ def _checked(path: Path, entries: dict[str, object]) -> Costs:
             f"{', '.join(known)}: remove it"
         )
     return Costs(**entries)  # type: ignore[arg-type]
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -231,14 +231,27 @@ def counting(
         counter.stop()
 
 
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """Numbers of a pass that are still tensors, so that a pass is read out once."""
+class _Seen:
+    """Whole numbers of a pass, [T, H, W] or [T], still a tensor until the pass is read out."""
+
+    __slots__ = ("per_pixel", "total", "windows")
+
+    def __init__(self, per_pixel: Tensor) -> None:
+        self.per_pixel: Tensor = per_pixel
+        self.total: list[int] = []
+        """Sum over pixels, by step."""
+        self.windows: list[int] = []
+        """The same, each pixel as often as 3x3 windows see it: less often at a border."""
+
+
+class _Heard(NamedTuple):
+    """What a layer saw, and what follows from it."""
 
     layer: str
     kinds: tuple[str, ...]
-    numbers: Tensor
-    """Whole numbers, one a step: [T]."""
+    seen: _Seen
+    kernel: int
+    """Side of the windows in which it is seen: 1 or 3."""
     factor: int
 
 
@@ -275,8 +288,10 @@ class _Counter:
     def _listen(self, module: nn.Module, hear: Any, name: str) -> None:
         self._stops.append(module.register_forward_pre_hook(partial(hear, name)))
 
-    def _hear(self, layer: str, numbers: Tensor, factor: int, *kinds: str) -> None:
-        self._heard.append(_Heard(layer, kinds, numbers, factor))
+    def _hear(
+        self, layer: str, seen: _Seen, kinds: tuple[str, ...], factor: int = 1, kernel: int = 1
+    ) -> None:
+        self._heard.append(_Heard(layer, kinds, seen, kernel, factor))
 
     # -------------------------------------------------------------- what is heard
 
@@ -296,26 +311,23 @@ class _Counter:
         )  # fmt: skip
         if self.bytes_as is not None:
             ones = _BITS[_as_bytes(x_SBCHW, *self.bytes_as).long()].sum(dim=(1, 2))
-            driven = ones.flatten(1) @ _taps(H, W, 3, ones.device)[:, 1]
-            driven = driven.to(x_SBCHW.device)
-            self._hear("stem.image", driven, net["stem.image"].outputs, "bit_additions")
+            seen, outputs = _Seen(ones.to(x_SBCHW.device)), self.config.width // 8
+            self._hear("stem.image", seen, ("bit_additions",), outputs, kernel=3)
 
     def _convolution(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, ConvNorm)
         seen, kernel = self._seen(inputs[0]), layer.conv.kernel_size[0]
-        assert kernel in (1, 3)
-        driven = seen.spikes if kernel == 1 else seen.windows
-        self._hear(name, seen.spikes, 1, "spikes")
-        self._hear(name, driven, layer.conv.out_channels, "additions", "weights_read")
+        self._hear(name, seen, ("spikes",))
+        self._hear(name, seen, ("additions", "weights_read"), layer.conv.out_channels, kernel)
 
     def _linear(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, nn.Linear)
-        spikes = self._seen(inputs[0]).spikes
-        self._hear(name, spikes, 1, "spikes")
-        self._hear(name, spikes, layer.out_features, "additions", "weights_read")
+        seen = self._seen(inputs[0])
+        self._hear(name, seen, ("spikes",))
+        self._hear(name, seen, ("additions", "weights_read"), layer.out_features)
 
     def _fired(self, name: str, _layer: nn.Module, _inputs: Any, s: Tensor) -> None:
-        self._hear(name, self._seen(s).spikes, 1, "fired")
+        self._hear(name, self._seen(s), ("fired",))
 
     def _agreement(self, name: str, _gate: nn.Module, inputs: tuple[Tensor]) -> None:
         sums = inputs[0].detach()
@@ -325,20 +337,18 @@ class _Counter:
                 f"key and value agree at {sums.max():.0f} tokens or so; in {sums.dtype} they must "
                 f"be fewer than {2 / narrow.eps:.0f} to be counted exactly: count in float32"
             )
-        self._hear(name, sums.double().flatten(1).sum(dim=1), 1, "agreements")
+        self._hear(name, _Seen(sums.sum(dim=(1, 2), dtype=torch.float64)), ("agreements",))
 
     def _complete(self, _head: nn.Module, _inputs: Any, _output: Any) -> None:
         """Read out a pass whose last layer is done."""
         heard, self._heard = self._heard, []
-        numbers = torch.cat([one.numbers for one in heard]).tolist() if heard else []
+        _read_out([one.seen for one in heard])
         caused: dict[str, LayerCounts] = {}
-        first = 0
         for one in heard:
-            steps = [int(n) * one.factor for n in numbers[first : first + len(one.numbers)]]
-            first += len(steps)
+            numbers = one.seen.total if one.kernel == 1 else one.seen.windows
             own = caused.setdefault(one.layer, LayerCounts())
             for kind in one.kinds:
-                own.add(kind, steps)
+                own.add(kind, [number * one.factor for number in numbers])
         _join(self.counts.caused, caused)
         if self._pass is not None:
             self.counts.add(self._pass)
@@ -361,24 +371,30 @@ class _Counter:
         return known[1]
 
 
-class _Seen:
-    """Spikes [T] at each step, and in how many 3x3 windows they lie: fewer at a border."""
-
-    def __init__(self, per_pixel: Tensor) -> None:
-        """Sum up [T, H, W] or [T], over images and channels, in double precision."""
-        T, *size = per_pixel.shape
-        H, W = size or (1, 1)
-        # Whole numbers far below 2**53: the order of their sum does not matter.
-        sums = per_pixel.reshape(T, H * W) @ _taps(H, W, 3, per_pixel.device)
-        self.spikes, self.windows = sums.unbind(dim=1)
-
-
 def _measure(s: Tensor) -> _Seen:
     """Sum up; over channels and images in single precision while that is exact, then in double."""
     wide = torch.promote_types(s.dtype, torch.float32)
     if s.shape[1] * s.shape[2] < EXACT:
-        return _Seen(s.sum(dim=(1, 2), dtype=wide).double())
+        return _Seen(s.sum(dim=(1, 2), dtype=wide))
     return _Seen(s.sum(dim=2, dtype=wide).sum(dim=1, dtype=torch.float64))
+
+
+def _read_out(every: list[_Seen]) -> None:
+    """Sum over pixels, all that are of one size together."""
+    by_size: dict[tuple[int, ...], dict[int, _Seen]] = {}
+    for seen in every:
+        by_size.setdefault(tuple(seen.per_pixel.shape[1:]), {})[id(seen)] = seen
+    for size, of_size in by_size.items():
+        H, W = size or (1, 1)
+        stacked = torch.cat([seen.per_pixel for seen in of_size.values()]).double()
+        # Whole numbers far below 2**53: the order of their sum does not matter.
+        sums = (stacked.reshape(-1, H * W) @ _taps(H, W, 3, stacked.device)).tolist()
+        first = 0
+        for seen in of_size.values():
+            rows = sums[first : first + len(seen.per_pixel)]
+            first += len(rows)
+            seen.total = [int(total) for total, _ in rows]
+            seen.windows = [int(windows) for _, windows in rows]
 
 
 @lru_cache(maxsize=64)

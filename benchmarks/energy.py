@@ -99,8 +99,8 @@ def charged(name: str, counted: Counts | Estimate, layers: object, rate: object)
     put("energy_executed_int8", energy(counted, costs=TABLES["int8"]).total_mj, "mJ")
     put("energy_memory_int8", energy(counted, "memory", costs=TABLES["int8"]).total_mj, "mJ")
     for precision in ("float32", "int8"):
-        put(f"energy_ann_{precision}", ann(net, TABLES[precision]).total_mj, "mJ")
-        total = ann(net, TABLES[precision], memory=True).total_mj
+        put(f"energy_ann_{precision}", ann(counted, TABLES[precision]).total_mj, "mJ")
+        total = ann(counted, TABLES[precision], memory=True).total_mj
         put(f"energy_ann_memory_{precision}", total, "mJ")
     put("energy_beside", energy(counted).beside_mj, "mJ")
     for convention in ("published", "executed"):

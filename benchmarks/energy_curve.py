@@ -6,7 +6,7 @@ Trains the recipe without a budget and at each of BUDGETS, counts every network 
 split, and says where attention (query, key and value included, as executed) costs 1/87.2 of the
 float32 attention of the same shape. Each run takes what the recipe takes: hours on two cores for
 Fashion-MNIST, ten minutes for the digits (`--recipe digits`). Words after `--` go to the recipe,
-as `schedule.epochs=3`. Appends to benchmarks/results/energy_curve.jsonl.
+as `schedule.epochs=3`. Keeps the newest of each in benchmarks/results/energy_curve.jsonl.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from spikedriven.data import make_loader
 from spikedriven.energy.account import attention, energy
 from spikedriven.energy.counts import counting
-from spikedriven.records import Record, append_records, this_command, this_commit, this_device
+from spikedriven.records import Record, keep_records, this_command, this_commit, this_device
 from spikedriven.train.evaluate import open_run_data
 from spikedriven.train.fit import fit
 from spikedriven.train.recipe import load_recipe
@@ -57,14 +57,16 @@ def main() -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, (value, _) in point.items())
         reached = point["attention_share_executed"][0] <= 1 / CLAIMED
         print(f"budget {budget}: {shown}{'; the claimed ratio is true here' if reached else ''}")
-        subject = f"{metrics['model']} on {options.recipe}, {options.part}"
-        append_records(
+        curve = f"{metrics['model']} on {options.recipe}, {options.part}"
+        shown = "none" if budget is None else f"{budget:g}"
+        keep_records(
             RESULTS,
             [
                 Record(
-                    metric=name, value=value, unit=unit, subject=subject,
+                    metric=name, value=value, unit=unit,
+                    subject=f"{curve}, budget {shown}",
                     count=metrics["test_count"], command=this_command(), commit=this_commit(),
-                    device=this_device(), context={"budget": "none" if budget is None else budget},
+                    device=this_device(), context={"curve": curve, "budget": shown},
                 )
                 for name, (value, unit) in point.items()
             ],

@@ -113,7 +113,12 @@ def _verdict(
     rule: str, ask: Callable[[_Subject], tuple[bool | None, str]], subject: _Subject
 ) -> Verdict:
     torch.manual_seed(0)
-    held, detail = ask(subject)
+    try:
+        held, detail = ask(subject)
+    # A model that fails under a rule, however it may, breaks it; the others are asked.
+    except Exception as error:  # noqa: BLE001
+        text = " ".join(str(error).split())
+        held, detail = False, f"it failed with {type(error).__name__}: {text}"
     return Verdict(rule=rule, held=held, detail=detail)
 
 
@@ -203,6 +208,15 @@ def _gradients(of: _Subject) -> tuple[bool, str]:
     return True, f"all {len(named)} parameters get one"
 
 
+def _fires(of: _Subject) -> tuple[bool, str]:
+    report = audit(of.model, of.x)
+    met = len(report.synapses) - len(report.silent)
+    detail = f"{met} of {len(report.synapses)} synapses met a spike"
+    if report.silent:
+        detail += f", {report.silent[0]} none"
+    return report.fires, detail
+
+
 def _purity(of: _Subject) -> tuple[bool, str]:
     report = audit(of.model, of.x)
     if not report.ok:
@@ -289,6 +303,7 @@ def _equal(got: Tensor, wanted: Tensor, what: str) -> tuple[bool, str]:
 
 
 RULES: dict[str, Callable[[_Subject], tuple[bool | None, str]]] = {
+    "it fires": _fires,
     "batch invariance": _batch,
     "causality in time": _causality,
     "no state between calls": _no_state,

@@ -144,15 +144,23 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a `.jsonl` file in order.
 
     Raises:
-        DataError: A line is not a record.
+        DataError: The file is not text, or a line is not a record.
     """
     known = {f.name for f in fields(Record)}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); every line must be "
+            "one record in JSON: name a file of records"
+        ) from error
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            told = getattr(error, "msg", "it cannot be read")
             raise DataError(
-                f"line {number} of {path} is not JSON ({error.msg}); "
+                f"line {number} of {path} is not JSON ({told}); "
                 "every line must be one record: delete that line"
             ) from error
         if not isinstance(entry, dict) or set(entry) != known:
@@ -160,7 +168,27 @@ def read_records(path: Path) -> Iterator[Record]:
                 f"line {number} of {path} is not a record; it must have the keys "
                 f"{', '.join(sorted(known))}: delete that line"
             )
+        for name, kinds in _KINDS.items():
+            if not isinstance(entry[name], kinds) or isinstance(entry[name], bool):
+                raise DataError(
+                    f"line {number} of {path} has the {name} {json.dumps(entry[name])[:40]}; it "
+                    f"must be a {_IN_WORDS[kinds]}: delete that line"
+                )
         yield Record(**entry)
+
+
+_IN_WORDS: dict[tuple[type, ...], str] = {
+    (int, float): "number",
+    (int,): "whole number",
+    (str,): "text",
+    (dict,): "table",
+}
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("metric", "unit", "subject", "command", "commit", "device"), (str,)),
+    "value": (int, float),
+    "count": (int,),
+    "context": (dict,),
+}
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -60,15 +60,89 @@ def test_json_has_every_account_and_its_prices(capsys):
     result = json.loads(
         printed(capsys, "energy", "--rates", "paper_sdt_8_512_224", "--json", "--costs", "int8")
     )
-    assert list(result["accounts"]) == ["published", "executed", "memory", "ann"]
-    assert result["costs"]["addition"] == 0.03
+    names = ["published", "executed", "memory", "ann", "ann_memory"]
+    assert list(result["accounts"]) == names
+    assert result["costs"]["addition"] == 0.05
     assert result["image_size"] == [224, 224]
     assert result["time_steps"] == 4
     executed = result["accounts"]["executed"]
     for rows in ("by_part", "by_block", "by_layer"):
         assert sum(executed[rows].values()) == pytest.approx(executed["total_mj"])
     assert result["int8"]["executed"] == executed["total_mj"]
-    assert f"{result['attention']['executed']['ratio']:.1f}" == "4.1"
+    assert f"{result['attention']['executed']['ratio']:.1f}" == "4.0"
+
+
+def test_memory_stands_beside_an_artificial_network_with_memory(capsys):
+    words = ["energy", "--rates", "paper_sdt_8_512_224", "--convention"]
+    shown = printed(capsys, *words, "memory")
+    total = next(line for line in shown.splitlines() if line.startswith("total"))
+    assert total.split()[1:] == ["301.01", "39.43", "452.53"]
+    assert "ANN with memory" not in printed(capsys, *words, "executed")
+
+
+def test_prices_reach_attention_too(capsys):
+    words = ["energy", "--rates", "paper_sdt_8_512_224", "--json"]
+    dear, cheap = (
+        json.loads(printed(capsys, *words, "--costs", name))["attention"]["executed"]
+        for name in ("float32", "int8")
+    )
+    assert cheap["e2_pj"] == pytest.approx(dear["e2_pj"] * 0.05 / 0.9)
+    assert cheap["e1_pj"] == pytest.approx(dear["e1_pj"] * 0.25 / 4.6)
+
+
+def test_events_meet_the_first_layer_at_every_step(capsys, tmp_path):
+    path = table(tmp_path / "rates.csv")
+    shown = printed(capsys, "energy", "sdt_2_256_gesture", "--rates", path)
+    assert "first layer once" not in shown
+    result = json.loads(printed(capsys, "energy", "sdt_2_256_gesture", "--rates", path, "--json"))
+    image = result["accounts"]["executed"]["by_part"]["image"]
+    assert image == pytest.approx(4.6 * 16 * 9 * 128**2 * 2 * 32 / 1e9)
+    assert list(result["executed_by_first_layer"]) == ["repeated"]
+    repeated = result["executed_by_first_layer"]["repeated"]
+    assert repeated == result["accounts"]["executed"]["total_mj"]
+
+
+def test_any_steps_of_a_table_are_its_steps(capsys, tmp_path):
+    def steps(path, *words):
+        words = ("energy", "sdt_tiny", "--rates", path, *words, "--json")
+        result = json.loads(printed(capsys, *words))
+        return result["time_steps"], result["accounts"]["published"]["total_mj"]
+
+    average = table(tmp_path / "average.csv")
+    one = table(tmp_path / "one.csv", lambda rows: ["layer,T1", *rows[1:]])
+    (four, all_), (single, part) = steps(average), steps(one)
+    assert (four, single) == (4, 1)
+    assert part == pytest.approx(all_ / 4)
+    assert steps(average, "--steps", "1") == (1, pytest.approx(part))
+    assert "the two must agree" in refused(
+        capsys, "energy", "sdt_tiny", "--rates", one, "--steps", "2"
+    )
+
+
+def test_excels_byte_order_mark_is_no_column(capsys, tmp_path):
+    path = table(tmp_path / "rates.csv")
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "rates.csv").read_bytes())
+    words = ["energy", "sdt_tiny", "--csv", "--rates"]
+    assert printed(capsys, *words, str(marked)) == printed(capsys, *words, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rows: ["# image_size: 32px", *rows], "says # image_size: 32px"),
+        (lambda rows: ["# image_size: 32 x 32", *rows], "whole number of pixels"),
+        (lambda rows: ["layer,T1,T1", *(f"{row},0.1" for row in rows[1:])], "steps T1, T1"),
+        (lambda rows: ["layer,T1,T9", *(f"{row},0.1" for row in rows[1:])], "T1, T2, ... in order"),
+        (lambda rows: ["layer,rate,rate", *(f"{row},0.1" for row in rows[1:])], "column twice"),
+        (lambda rows: [rows[0], f"{rows[1]},0.2", *rows[2:]], "has 3 fields"),
+        (lambda rows: [*rows[:-1], "blocks.1.mlp.expand"], "the rate nothing"),
+        (lambda rows: [rows[0], "x" * 131073 + ",0.1"], "cannot be read as CSV"),
+    ],
+)
+def test_a_table_that_is_not_what_it_must_be_is_refused(capsys, tmp_path, change, sentence):
+    path = table(tmp_path / "rates.csv", change)
+    assert sentence in refused(capsys, "energy", "sdt_tiny", "--rates", path)
 
 
 def test_json_of_silence_is_json(capsys, tmp_path):
@@ -168,6 +242,13 @@ def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
          "there is no cost table 'free'"),
         (["energy", "--rates", "paper_sdt_8_512_224", "--model", "sdt_8_384"], "the two must"),
         (["energy", "--rates", "paper_sdt_8_512_224", "--size", "288"], "the two must agree"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--size", "0"], "--size is 0"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--steps", "0"], "--steps is 0"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--data", "x"], "--data was given beside"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--images", "3"], "--images was given"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--checkpoint", "x"], "--checkpoint was"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--csv", "--json"], "one is printed"),
+        (["energy", "{run}", "--steps", "2"], "counted, not estimated"),
         (["energy", "sdt_tiny"], "a table of firing rates"),
         (["energy", "sdt_tiny", "--model", "sdt_tiny"], "leave one out"),
         (["energy", "{run}", "--model", "sdt_tiny"], "counted, not estimated"),
@@ -227,18 +308,30 @@ def test_a_violation_fails_the_audit(capsys, monkeypatch):
     assert main(["audit", "sdt_tiny"]) == 1
     shown = capsys.readouterr().out
     assert "VIOLATION" in shown
+    assert "which is no spike" in shown  # why the exceptions are allowed
     assert "blocks.0.mlp.expand.conv" in shown
     assert main(["audit", "sdt_tiny", "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)["ok"]
 
 
+def test_a_network_that_never_fires_fails_the_audit(capsys, monkeypatch):
+    import spikedriven.conform
+
+    assert "SILENT" not in printed(capsys, "audit", "sdt_tiny")
+    monkeypatch.setattr(spikedriven.conform, "enlivened", lambda model, _x: model.eval())
+    assert main(["audit", "sdt_tiny"]) == 1
+    shown = capsys.readouterr().out
+    assert "zeros, which proves nothing of them: stem.second.conv, " in shown
+    assert "No spike reached a synapse" in shown
+
+
 def test_conform_names_every_rule_and_fails_on_a_broken_one(run, capsys, monkeypatch):
     shown = printed(capsys, "conform", run)
-    assert shown.count("kept") == 8
+    assert shown.count("kept") == 9
     assert "not asked" in shown
     result = json.loads(printed(capsys, "conform", "sdt_tiny", "--json"))
     assert result["ok"]
-    assert len(result["verdicts"]) == 9
+    assert len(result["verdicts"]) == 10
 
     from spikedriven.models.sdt import SpikeDrivenTransformer
 

@@ -1,5 +1,6 @@
 """Every registered model keeps every rule; planted models break them, and are caught."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -173,7 +174,32 @@ def test_a_planted_model_breaks_the_rules_it_was_made_to_break_and_no_other(kind
 
 
 def test_every_rule_but_parity_has_a_model_that_breaks_it():
-    assert set().union(*PLANTED.values()) == set(RULES) - NOT_ASKED
+    assert set().union(*PLANTED.values()) | {"it fires"} == set(RULES) - NOT_ASKED
+
+
+def test_a_silent_model_keeps_every_rule_but_that_it_fires():
+    model, x = alive()
+    silent = deepcopy(model)
+    for module in silent.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data.fill_(-99.0)
+    result = conform(silent, x)
+    assert {rule for rule, held in verdicts(result).items() if held is False} == {"it fires"}
+    assert "stem.second" in result["it fires"].detail
+
+
+def test_a_rule_under_which_the_model_fails_is_broken_and_the_others_are_asked():
+    class FailsAlone(sd.SpikeDrivenTransformer):
+        def forward(self, x):
+            if len(x) == 1:
+                raise RuntimeError("one is\nnot enough")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    result = conform(*living(FailsAlone(SMALL)))
+    broken = {verdict.rule: verdict.detail for verdict in result.verdicts if verdict.held is False}
+    assert set(broken) == {"batch invariance", "no state between calls"}
+    assert set(broken.values()) == {"it failed with RuntimeError: one is not enough"}
 
 
 def test_one_step_has_no_future():

@@ -69,6 +69,17 @@ def test_e1_of_8_384_is_the_printed_one_and_the_others_are_its_square_law():
     assert f"{e1(384) * (768 / 384) ** 2:.1e}" == "2.7e+09"
 
 
+def test_narrow_sums_are_as_wide_as_their_membranes():
+    of = estimate("paper_sdt_8_512_224")
+    over = {
+        name: ann(of, TABLES[name]).total_mj / energy(of, costs=TABLES[name]).total_mj
+        for name in ("int8", "int16")
+    }
+    assert {name: f"{ratio:.2f}" for name, ratio in over.items()} == {
+        "int8": "6.88", "int16": "11.74"
+    }  # fmt: skip
+
+
 def test_the_same_shape_network_is_written_out():
     # 8-512 at 224: convolutions, then per block 12 N D^2 + 2 N^2 D + 2 N^2, and the head.
     N, D = 196, 512
@@ -76,12 +87,25 @@ def test_the_same_shape_network_is_written_out():
     convolutions += 9 * N * D * D
     macs = convolutions + 8 * (12 * N * D * D + 2 * N * N * D + 2 * N * N) + D * 1000
     expected = (4.6 * macs + 3.7 * 8 * N * N) / 1e9
-    net = network(VARIANTS["sdt_8_512"].config, 224, 224)
-    assert ann(net).total_mj == pytest.approx(expected, rel=1e-12)
-    assert f"{ann(net).total_mj:.1f}" == "39.4"
-    assert ann(net, TABLES["int8"]).total_mj == pytest.approx(
-        (0.23 * macs + 0.2 * 8 * N * N) / 1e9, rel=1e-12
+    of = estimate("paper_sdt_8_512_224")
+    assert ann(of).total_mj == pytest.approx(expected, rel=1e-12)
+    assert f"{ann(of).total_mj:.1f}" == "39.4"
+    assert ann(of, TABLES["int8"]).total_mj == pytest.approx(
+        (0.25 * macs + 0.2 * 8 * N * N) / 1e9, rel=1e-12
     )
+
+
+def test_beside_counts_the_same_shape_network_has_their_borders(counts):
+    net = counts.network
+    every = sum(counts[layer.name]["dense"] for layer in net.synapses)
+    first = counts["stem.image"]["dense"]  # one frame for each of three images; the others T = 4
+    macs = first / 3 + (every - first) / 12 + 2 * (2 * 16 * 16 * 32 + 2 * 16 * 16)
+    expected = (4.6 * macs + 3.7 * 2 * 16 * 16) / 1e9
+    assert ann(counts).total_mj == pytest.approx(expected, rel=1e-12)
+    rates = Rates(layers={name: (rate,) for name, rate in counts.rates.items()})
+    assert ann(Estimate(network=net, rates=rates)).total_mj > ann(counts).total_mj
+    reads = sum(x.number for x in ann(counts, memory=True).lines if x.operation == "weights_read")
+    assert reads == first / 3 + (every - first) / 12
 
 
 def test_constant_rates_give_the_closed_form():
@@ -158,7 +182,7 @@ def test_published_is_table_1_on_counted_rates(counts):
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_parts_blocks_and_layers_each_add_up_to_the_total(counts, convention):
-    for account in (energy(counts, convention), ann(counts.network)):
+    for account in (energy(counts, convention), ann(counts)):
         for rows in (account.by_part(), account.by_block(), account.by_layer()):
             assert math.fsum(rows.values()) == pytest.approx(account.total_mj, rel=1e-12)
 

@@ -134,7 +134,103 @@ class Activated(Planted):
         return F.gelu(self.second(self.first(x, 4).flatten(0, 1)))
 
 
+class StateAsWeight(Planted):
+    """A membrane kept in a buffer is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.Conv2d(8, 8, 1)
+        self.register_buffer("v", torch.zeros(8, 8, 8, 8))
+
+    def forward(self, x):
+        self.v.copy_(self.second(self.first(x, 4).flatten(0, 1)))
+        return self.third(self.v)
+
+
+class ScaledState(StateAsWeight):
+    def forward(self, x):
+        self.v.copy_(self.second(self.first(x, 4).flatten(0, 1)))
+        return self.v * 0.9
+
+
+class WrittenIntoADerivedWeight(Planted):
+    def forward(self, x):
+        v = self.second.bias * 2
+        v[:4].copy_(self.second(self.first(x, 4).flatten(0, 1))[0, :4, 0, 0])
+        return v * 0.9
+
+
+class ReplacedState(StateAsWeight):
+    """The buffer's memory may be taken by the membrane that replaces it."""
+
+    def forward(self, x):
+        del self.v
+        self.v = self.second(self.first(x, 4).flatten(0, 1))
+        return self.third(self.v)
+
+
+class ByKeyword(Planted):
+    def forward(self, x):
+        return self.second(input=2 * self.first(x, 4).flatten(0, 1))
+
+
+class UnfoldableNorm(Planted):
+    """Behind a synapse, but with the statistics of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = self.made(8)
+
+    @staticmethod
+    def made(channels):
+        return nn.BatchNorm2d(channels, track_running_stats=False)
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x, 4).flatten(0, 1)))
+
+
+class InstanceNorm(UnfoldableNorm):
+    made = staticmethod(nn.InstanceNorm2d)
+
+
+class NormOfTheStream(Planted):
+    """It folds into neither of two synapses whose neurons lie in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        s = self.first(x, 4).flatten(0, 1)
+        return self.norm(F.max_pool2d(self.second(s), 2))
+
+
+class ThinkingLIF(LIF):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, i, *rest, **named):
+        mixed = self.mix(i.movedim(2, -1)).softmax(-1).movedim(-1, 2)
+        return super().forward(mixed, *rest, **named)
+
+
+class SynapseInsideANeuron(Planted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fire = ThinkingLIF()
+
+
 PLANTED = {
+    StateAsWeight: {("third", "convolution")},
+    ScaledState: {("", "product")},
+    WrittenIntoADerivedWeight: {("", "product")},
+    ReplacedState: {("third", "convolution")},
+    ByKeyword: {("second", "convolution")},
+    UnfoldableNorm: {("norm", "batch_norm")},
+    InstanceNorm: {("norm", "batch_norm")},
+    NormOfTheStream: {("", "maximum"), ("norm", "batch_norm")},
+    SynapseInsideANeuron: {("fire.mix", "linear"), ("fire", "softmax")},
     IntegerSpikes: {("second", "convolution")},
     SEWAddition: {("second", "convolution")},
     AveragePool: {("", "average"), ("second", "convolution")},
@@ -144,7 +240,7 @@ PLANTED = {
     RealQuery: {("", "product")},
     RealQueryOfMatrices: {("", "product")},
     IntegerTimesBinary: {("", "product")},
-    NormInFrontOfSpikes: {("second", "convolution")},
+    NormInFrontOfSpikes: {("norm", "batch_norm"), ("second", "convolution")},
     LayerNormed: {("norm", "native_layer_norm")},
     Activated: {("", "gelu")},
 }
@@ -160,6 +256,126 @@ def test_a_planted_violation_is_found_where_it_is(kind):
     report = audited(kind)
     assert not report.ok
     assert {(found.module, found.operation) for found in report.violations} == PLANTED[kind]
+
+
+REAL = {
+    "addmm_": lambda u: u.addmm_(u, u),
+    "baddbmm_": lambda u: u[None].baddbmm_(u[None], u[None]),
+    "addbmm": lambda u: torch.addbmm(u, u[None], u[None]),
+    "addcmul_": lambda u: u.addcmul_(u, u),
+    "addcdiv": lambda u: torch.addcdiv(u, u, u + 1),
+    "add, alpha": lambda u: torch.add(u, u, alpha=0.3),
+    "sub, alpha": lambda u: u.sub_(u.clone(), alpha=0.3),
+    "addmm, beta": lambda u: torch.addmm(u, (u > 0.5).float(), torch.ones(8, 8), beta=0.3),
+    "lerp": lambda u: u.lerp(u + 1, 0.5),
+    "prod": lambda u: u.prod(0),
+    "cumprod": lambda u: u.cumprod(0),
+    "cdist": lambda u: torch.cdist(u, u),
+    "fft": lambda u: torch.fft.fft(u).real,
+    "bilinear": lambda u: F.bilinear(u, u, torch.ones(2, 8, 8)),
+    "einsum": lambda u: torch.einsum("ij,jk->ik", u, u),
+    "sigmoid_": torch.sigmoid_,
+    "exp_": torch.exp_,
+    "rsqrt_": torch.rsqrt_,
+    "silu": nn.SiLU(inplace=True),
+    "hardswish": F.hardswish,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "erf": torch.erf,
+    "log1p": torch.log1p,
+    "sin": torch.sin,
+    "exp2": torch.exp2,
+    "logsumexp": lambda u: u.logsumexp(0),
+    "var": lambda u: u.var(0),
+    "vector_norm": torch.linalg.vector_norm,
+    "bilinear interpolation": lambda u: F.interpolate(u[None, None], (9, 9), mode="bilinear"),
+    "adaptive_avg_pool3d": lambda u: F.adaptive_avg_pool3d(u[None, None], 2),
+    "rounding": torch.round,
+}  # fmt: skip
+
+
+class Function(nn.Module):
+    """A function of reals between two synapses; the first passes the image through."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.first, self.last = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        self.first.weight.data = torch.eye(8)
+
+    def forward(self, x):
+        self.function(self.first(x))
+        return self.last((x > 0.5).to(x.dtype))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_whatever_computes_with_reals_is_named(name):
+    torch.manual_seed(0)
+    (found,) = {f.module for f in audit(Function(REAL[name]), torch.rand(8, 8)).violations}
+    assert found in ("", "function")
+
+
+FREE = {
+    "moves": lambda u: torch.cat([u.t().flatten(), u[::2, 1:].reshape(-1).flip(0)]).clone(),
+    "comparisons": lambda u: torch.where(u > 0.5, u, u.clamp(0.1, 0.9)).amax(0).relu(),
+    "additions": lambda u: (u + u - u.sum(0)).cumsum(0) - u,
+    "logic": lambda u: (u > 0.5) & (u < 0.9) | ~(u > 0.2),
+    "a spike's product": lambda u: (u > 0.5).float() * (u > 0.3).float(),
+    "constants": lambda _: torch.arange(8.0).mul(0.1).sin(),
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_moves_comparisons_and_additions_are_free(name):
+    assert audit(Function(FREE[name]), torch.rand(8, 8)).ok
+
+
+@pytest.mark.parametrize("kind", [RealQuery, Softmax, SEWAddition, UnfoldableNorm, Clean])
+def test_inference_mode_hides_nothing(kind):
+    outside = audited(kind)
+    with torch.inference_mode():
+        inside = audited(kind)
+    assert inside == outside
+
+
+def test_what_follows_a_synapse_and_folds_is_free():
+    class Folding(Planted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            s = self.first(x, 4).flatten(0, 1)
+            u = (self.second(s) + self.second(s)).unflatten(0, (4, 2)).flatten(0, 1)
+            return self.norm(u)
+
+    assert audited(Folding).ok
+
+
+def test_synapses_that_met_only_zeros_are_named():
+    torch.manual_seed(0)
+    model, x = Clean(), torch.rand(1, 2, 3, 8, 8)
+    alive = audit(model, x)
+    assert alive.synapses == ("first.conv", "second", "head")
+    assert alive.silent == ()
+    assert alive.fires
+    model.second.weight.data.zero_()
+    model.second.bias.data.fill_(-9.0)
+    partly = audit(model, x)
+    assert partly.silent == ("head",)
+    assert partly.fires
+    model.first.norm.bias.data.fill_(-9.0)
+    dead = audit(model, x)
+    assert dead.silent == ("second", "head")
+    assert dead.ok
+    assert not dead.fires
+
+
+def test_a_fresh_model_is_found_silent():
+    model = sd.create_model("sdt_tiny")
+    assert not audit(model, torch.rand(1, 1, 16, 16)).fires
 
 
 def test_a_clean_network_passes_with_its_first_synapse_named():

@@ -30,6 +30,13 @@ def test_every_table_has_a_source_and_narrow_numbers_cost_less():
     for field in ("addition", "multiplication", "weight_read", "activation_access"):
         wide, middle, narrow = (getattr(TABLES[n], field) for n in ("float32", "int16", "int8"))
         assert narrow < middle < wide
+    # A sum of 8-bit weights does not fit 8 bits: Sze's 16 bits, Horowitz's 32.
+    assert TABLES["int8"].addition == 0.05
+    assert TABLES["int16"].addition == 0.1
+    for table in TABLES.values():  # of 16 or 32 bits, as wide as what is added to
+        bits = table.membrane_access / (20 / 64)
+        assert table.addition == {"float32": 0.9, "int16": 0.1, "int8": 0.05}[table.name]
+        assert bits == {"float32": 32, "int16": 32, "int8": 16}[table.name]
     # Horowitz: 64 bits from 1 MB cost 100 pJ, from 32 KB 20 pJ.
     assert TABLES["float32"].weight_read == 50
     assert TABLES["int8"].weight_read == 12.5
@@ -56,6 +63,8 @@ def test_a_missing_field_is_named(tmp_path, field):
         ({"citation": '"  "'}, "has no citation"),
         ({"addition": -1}, "addition = -1"),
         ({"addition": "nan"}, "addition = nan"),
+        ({"addition": "1e308"}, "from 0 to 1e"),
+        ({"addition": "9" * 400}, "addition = 9999"),
         ({"addition": "true"}, "addition = True"),
         ({"addition": '"free"'}, "addition = 'free'"),
         ({"adition": 1}, "foreign field 'adition'"),

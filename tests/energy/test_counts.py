@@ -259,6 +259,52 @@ def test_counting_changes_nothing_and_leaves_nothing():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_pass_that_fails_leaves_nothing():
+    model, x = model_of("flat"), images("flat")
+
+    def fail(*_):
+        raise RuntimeError("on purpose")
+
+    with counting(model) as counts, torch.no_grad():
+        for layer in (model.blocks[0].mlp, model.head):
+            stop = layer.register_forward_pre_hook(fail)
+            with pytest.raises(RuntimeError, match="on purpose"):
+                model(x)
+            stop.remove()
+        assert counts.images == 0
+        assert figures(counts) == {}
+        model(x)
+    assert figures(counts) == figures(count(model, x))
+
+
+def test_inference_mode_first_changes_nothing_later():
+    model, x = model_of("flat"), images("flat", moving=True)
+    with torch.inference_mode():
+        first = figures(count(model, x))
+    with counting(model) as counts:
+        model(x).sum().backward()
+    assert figures(counts) == first
+
+
+def test_agreements_that_half_precision_rounds_are_refused():
+    """A sum of 301 ones is 300 in bfloat16, which counts to 256."""
+    config = replace(FLAT, num_steps=1)
+    model = sd.SpikeDrivenTransformer(config).eval()
+
+    def fires(_module, _inputs, s):
+        return torch.ones_like(s)
+
+    for name in ("key", "value"):
+        getattr(model.blocks[0].attention, name).lif.register_forward_hook(fires)
+    x = torch.zeros(1, 2, 7, 43)
+    assert count(model, x)["blocks.0.attention"]["agreements"] == 301 * 16
+    narrow = deepcopy(model).bfloat16()
+    with pytest.raises(ShapeError, match="fewer than 256 to be counted exactly: count in float32"):
+        count(narrow, x.bfloat16())
+    fewer = count(narrow, x[..., :36].bfloat16())["blocks.0.attention"]["agreements"]
+    assert fewer == 252 * 16
+
+
 def test_nothing_is_kept_from_image_to_image():
     model, x = model_of("flat"), images("flat")
 
@@ -293,6 +339,8 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence():
         count(model, x, mean=(0,), std=(1,))
     with pytest.raises(ShapeError, match="goes from 510 to 510"):
         count(model, torch.full_like(x, 2), mean=(0, 0), std=(1, 1))
+    with pytest.raises(ShapeError, match=r"holds 127\.5; with mean"):
+        count(model, torch.full_like(x, 0.5), mean=(0, 0), std=(1, 1))
     with pytest.raises(DataError, match="drop empty batches"):
         count(model, x[:0])
     counts = count(model, x)
@@ -309,4 +357,6 @@ def test_sums_beyond_single_precision_are_made_in_double(monkeypatch):
     assert figures(count(model, x)) == plain
     # A layer of half a million neurons that all fire, in half precision.
     s = torch.ones(1, 1, 1 << 19, 1, 1, dtype=torch.bfloat16)
-    assert room._measure(s).spikes == [1 << 19]
+    seen = room._measure(s)
+    room._read_out([seen])
+    assert seen.total == [1 << 19]

@@ -69,4 +69,11 @@ TRAINING = [
       for step, share in ((5, 0.25), (15, 0.625))),
     record("test_accuracy", 0.8125, "net on digits"),
 ]  # fmt: skip
-EVERYTHING = [*SPEED, *FIRING_RATE, *ACCURACY, *SCALING, *TRAINING]
+ENERGY_CURVE = [
+    record(metric, value, f"net on digits, attention, budget {budget}",
+           curve="net on digits, attention", budget=budget)
+    for budget, mj, share, accuracy in (("0.1", 0.25, 0.125, 0.75), ("none", 0.5, 0.25, 0.875))
+    for metric, value in (("energy_executed", mj), ("attention_share_executed", share),
+                          ("executed_share", 0.3), ("test_accuracy", accuracy))
+]  # fmt: skip
+EVERYTHING = [*SPEED, *FIRING_RATE, *ACCURACY, *SCALING, *TRAINING, *ENERGY_CURVE]

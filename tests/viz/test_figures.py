@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from tests.helpers.recorded import (
     ACCURACY,
+    ENERGY_CURVE,
     EVERYTHING,
     FIRING_RATE,
     LAYER,
@@ -19,8 +20,16 @@ from tests.helpers.recorded import (
     TRAINING,
 )
 
+from spikedriven.records import keep_records, read_records
 from spikedriven.viz import theme
-from spikedriven.viz.figures import accuracy_steps, firing_rate, scaling, speed, training_curve
+from spikedriven.viz.figures import (
+    accuracy_steps,
+    energy_curve,
+    firing_rate,
+    scaling,
+    speed,
+    training_curve,
+)
 from spikedriven.viz.gather import of_newest_machine
 from spikedriven.viz.report import FIGURES, drawable, name_of
 
@@ -116,6 +125,22 @@ def test_a_training_curve_is_the_recorded_one():
     assert lines["training batches"] == [[5, 0.25], [15, 0.625]]
     assert {y for _, y in lines["test, at the end"]} == {0.8125}
     assert "validation 0.7500, test 0.8125" in training_curve.caption(TRAINING)
+
+
+def test_a_budget_is_a_point_of_its_curve(tmp_path):
+    (axes,) = drawn(energy_curve, EVERYTHING)
+    assert drawn_lines(axes)["networks"] == [[0.5, 0.875], [0.25, 0.75]]
+    assert [text.get_text() for text in axes.texts] == ["none", "0.1"]
+    assert axes.get_title() or axes.get_title(loc="left") == "net on digits, attention"
+    told = energy_curve.caption(energy_curve.select(ENERGY_CURVE))
+    assert "budget 0.1: 0.7500 at 0.25 mJ, attention 1/8.0 of the artificial one" in told
+    other = [replace(r, context={**r.context, "curve": "b"}, subject=f"b{r.subject}")
+             for r in ENERGY_CURVE]  # fmt: skip
+    assert len(drawn(energy_curve, [*ENERGY_CURVE, *other])) == 2
+    # The newest record of each budget stays, beside those of the others.
+    keep_records(tmp_path / "x.jsonl", ENERGY_CURVE)
+    keep_records(tmp_path / "x.jsonl", ENERGY_CURVE[:4])
+    assert len(list(read_records(tmp_path / "x.jsonl"))) == len(ENERGY_CURVE)
 
 
 def test_two_machines_are_never_in_one_picture_and_the_newest_figure_counts():

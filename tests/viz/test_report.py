@@ -1,7 +1,8 @@
 """The page: whole, valid, and in need of nothing else."""
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -91,6 +92,33 @@ def test_every_record_stands_in_the_table_and_its_text_cannot_become_markup():
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(DataError, match="run a benchmark first"):
         page([])
+
+
+def _with(**wrong):
+    return json.dumps(asdict(SPEED[0]) | wrong).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("metrics.csv", b"epoch,step,accuracy\n0,1,much\n", "has the accuracy 'much'"),
+        ("metrics.csv", b"epoch,step,accuracy\n0,1.5,0.5\n", "has the step '1.5'"),
+        ("metrics.csv", b"epoch,step,accuracy\n0,1,\xff\n", "cannot be read as CSV"),
+        ("records.jsonl", b"\xff\xfe", "is not UTF-8 text"),
+        ("records.jsonl", _with(value="abc"), 'has the value "abc"'),
+        ("records.jsonl", _with(value=True), "has the value true"),
+        ("records.jsonl", _with(count=3.5), "must be a whole number"),
+        ("records.jsonl", _with(context=[]), "has the context []"),
+        ("records.jsonl", b"9" * 5000, "is not JSON"),
+    ],
+)
+def test_what_is_no_record_is_a_sentence(tmp_path, capsys, name, content, sentence):
+    append_records(tmp_path / "records.jsonl", SPEED[:1])
+    (tmp_path / name).write_bytes(content)
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "x.html")]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
 
 
 def test_records_are_gathered_from_files_folders_and_runs(tmp_path):

@@ -2,13 +2,17 @@
 
 from argparse import Namespace
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from spikedriven.cli.console import say, show_json, show_table
 from spikedriven.errors import ConfigError
 
+if TYPE_CHECKING:
+    from spikedriven.energy.audit import Finding
+
 
 def run(options: Namespace) -> int:
-    """Audit; exit 1 where something else than spikes was found."""
+    """Audit; exit 1 where something else than spikes was found, or no spike at all."""
     if options.engine and options.subject is not None:
         raise ConfigError(
             f"--engine stands beside {options.subject}; one audit looks at one of them: "
@@ -30,31 +34,39 @@ def _audit_network(options: Namespace) -> int:
 
     subject = open_subject(options.subject, data=options.data, checkpoint=options.checkpoint)
     report = audit(subject.model, subject.x)
-    code = 0 if report.ok else 1
+    code = 0 if report.ok and report.fires else 1
     if options.json:
-        show_json({"subject": subject.name, "ok": report.ok, **asdict(report)})
+        show_json(
+            {"subject": subject.name, "ok": report.ok, "fires": report.fires, **asdict(report)}
+        )
         return code
     say(subject.name)
     say()
-    for findings, heading in ((report.exceptions, "allowed"), (report.violations, "VIOLATION")):
-        if findings:
-            show_table(
-                [heading, "operation", "what was seen", "times", *(["why"] if code == 0 else [])],
-                [
-                    (
-                        found.module or "(the model)", found.operation, found.what, found.times,
-                        *([found.reason] if code == 0 else []),
-                    )
-                    for found in findings
-                ],
-            )  # fmt: skip
-            say()
+    columns = ["operation", "what was seen", "times"]
+    if report.exceptions:
+        rows = [(*_row(found), found.reason) for found in report.exceptions]
+        show_table(["allowed", *columns, "why"], rows)
+        say()
+    if report.violations:
+        show_table(["VIOLATION", *columns], [_row(found) for found in report.violations])
+        say()
+    if report.silent:
+        say(
+            f"SILENT: {len(report.silent)} of {len(report.synapses)} synapses met nothing but "
+            f"zeros, which proves nothing of them: {', '.join(report.silent)}"
+        )
     say(
         f"{report.checked} operations: every other operand is exactly 0 or 1."
         if report.ok
         else f"{len(report.violations)} violations in {report.checked} operations"
     )
+    if not report.fires:
+        say("No spike reached a synapse: train the network, or show it what it fires on.")
     return code
+
+
+def _row(found: "Finding") -> tuple[str, str, str, int]:
+    return found.module or "(the model)", found.operation, found.what, found.times
 
 
 def _audit_engine(options: Namespace) -> int:

@@ -4,7 +4,7 @@ import csv
 import math
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,22 +44,28 @@ def run(options: Namespace) -> int:
     _check_choice("--image", options.image, IMAGES)
     if options.convention is not None:
         _check_choice("--convention", options.convention, CONVENTIONS)
+    if options.csv and options.json:
+        raise ConfigError("--csv and --json were both given; one is printed: leave one out")
     costs = load_costs(options.costs)
     subject = _opened(options)
     wanted = CONVENTIONS if options.convention is None else (options.convention,)
     accounts = {
         name: energy(subject.counted, name, costs=costs, image=options.image) for name in wanted
     }
-    accounts["ann"] = ann(subject.network, costs)
+    accounts["ann"] = ann(subject.counted, costs)
+    if "memory" in wanted:
+        accounts["ann_memory"] = ann(subject.counted, costs, memory=True)
     with_int8 = {
         "executed": energy(subject.counted, costs=TABLES["int8"], image=options.image).total_mj,
-        "ann": ann(subject.network, TABLES["int8"]).total_mj,
+        "ann": ann(subject.counted, TABLES["int8"]).total_mj,
     }
     first_layer = {
         image: energy(subject.counted, costs=costs, image=image).total_mj
         for image in _countable_images(subject)
     }
-    ratios = {name: attention(subject.counted, name) for name in ("published", "executed")}
+    ratios = {
+        name: attention(subject.counted, name, costs=costs) for name in ("published", "executed")
+    }
     if options.records is not None:
         append_records(Path(options.records), _records(subject, accounts, options.image))
     if options.csv:
@@ -118,7 +124,10 @@ def run(options: Namespace) -> int:
         f"{size * with_int8['ann']:.2f} {unit}"
     )
     say()
-    say("Attention of a block, query, key and value included, against float32 softmax attention")
+    say(
+        "Attention of a block, query, key and value included, against softmax attention, both in "
+        f"{costs.precision}"
+    )
     for name, ratio in ratios.items():
         say(
             f"{name}: E1/E2 = {ratio.ratio:.1f} ({ratio.ratio_project:.1f} with the output "
@@ -130,6 +139,7 @@ def run(options: Namespace) -> int:
     return 0
 
 
+_HEADINGS = {"ann": "same-shape ANN", "ann_memory": "ANN with memory"}
 _IN_WORDS = {
     "once": "once for a static image",
     "repeated": "at each of T steps",
@@ -169,7 +179,7 @@ def _of_run(options: Namespace) -> _Subject:
     from spikedriven.train.evaluate import open_run_data
     from spikedriven.train.run import Run
 
-    for option in ("model", "rates", "size"):
+    for option in ("model", "rates", "size", "steps"):
         if getattr(options, option) is not None:
             raise ConfigError(
                 f"--{option} was given beside a run; a run's spikes are counted, not estimated: "
@@ -214,6 +224,15 @@ def _of_rates(options: Namespace) -> _Subject:
             "nothing was given to charge; it must be a run or a table of firing rates: pass RUN, "
             f"or --rates with a .csv file or one of {', '.join(list_rates())}"
         )
+    for option in ("data", "images", "checkpoint"):
+        if getattr(options, option) is not None:
+            raise ConfigError(
+                f"--{option} was given beside --rates; rates are charged as they stand, and no "
+                "image is counted: leave one of them out"
+            )
+    for option, given in (("--size", options.size), ("--steps", options.steps)):
+        if given is not None and given < 1:
+            raise ConfigError(f"{option} is {given}; it must be at least 1: leave it out")
     rates = load_rates(options.rates)
     name = options.model or rates.model
     if name is None:
@@ -225,6 +244,7 @@ def _of_rates(options: Namespace) -> _Subject:
     for option, given, noted in (
         ("--model", options.model, rates.model),
         ("--size", options.size, rates.image_size),
+        ("--steps", options.steps, rates.num_steps),
     ):
         if given is not None and noted is not None and given != noted:
             raise ConfigError(
@@ -232,13 +252,16 @@ def _of_rates(options: Namespace) -> _Subject:
                 "agree: leave the option out"
             )
     size = options.size or rates.image_size or variant.image_size
+    steps = options.steps or rates.num_steps or variant.config.num_steps
     net = network(variant.config, size, size)
     return _Subject(
         name=name,
         source=f"firing rates of {rates.source}",
-        counted=Estimate(network=net, rates=rates),
+        counted=Estimate(
+            network=net, rates=replace(rates, num_steps=steps), is_event=variant.is_event
+        ),
         network=net,
-        time_steps=rates.num_steps or variant.config.num_steps,
+        time_steps=steps,
         printed_mj=variant.published_energy_mj,
     )
 
@@ -257,8 +280,13 @@ def _countable_images(subject: _Subject) -> list[str]:
     from spikedriven.energy.counts import Counts
 
     counted = subject.counted
-    knows_bits = isinstance(counted, Counts) and "bit_additions" in counted["stem.image"].steps
-    return ["once", "repeated", *(["bits"] if knows_bits else [])]
+    if isinstance(counted, Counts):
+        is_event = counted.frames == counted.time_steps
+        knows_bits = "bit_additions" in counted["stem.image"].steps
+    else:
+        is_event, knows_bits = counted.is_event, False
+    static = [] if is_event else ["once"]
+    return [*static, "repeated", *(["bits"] if knows_bits else [])]
 
 
 def _show_accounts(accounts: "dict[str, Account]", by: str, size: float) -> None:
@@ -272,7 +300,7 @@ def _show_accounts(accounts: "dict[str, Account]", by: str, size: float) -> None
         for row in names
     ]
     totals = ("total", *(f"{size * account.total_mj:.2f}" for account in accounts.values()))
-    headings = [{"ann": "same-shape ANN"}.get(name, name) for name in columns]
+    headings = [_HEADINGS.get(name, name) for name in columns]
     show_table([by, *headings], [*rows, totals])
 
 

@@ -74,6 +74,7 @@ def build_parser() -> ArgumentParser:
     energy.add_argument("--model", metavar="NAME", help="a published size, with --rates")
     energy.add_argument("--rates", metavar="FILE", help="firing rates: a .csv or a packaged table")
     energy.add_argument("--size", type=int, help="side of the image in pixels, with --rates")
+    energy.add_argument("--steps", type=int, help="time steps of the rates, with --rates")
     energy.add_argument("--data", metavar="DIR", help="folder of the run's dataset")
     energy.add_argument("--images", type=int, help="test images to count; default: all")
     energy.add_argument("--checkpoint", help="last or best; default: the recipe's")

@@ -3,7 +3,8 @@
 `published`  The paper's Table 1, word for word: query, key and value are charged with the firing
              rate of their own spikes, the first convolution with that of its neurons, at each step.
 `executed`   Every synaptic addition that occurs, driven by the spikes that come in, and every
-             multiplication. What neurons, pools and the membrane stream do is listed beside it.
+             multiplication of a pixel. What neurons (a learned leak multiplies), pools and the
+             membrane stream do is listed beside it.
 `memory`     All of that together, and every weight, membrane and spike that is read or written.
 """
 
@@ -99,7 +100,7 @@ class AttentionRatio:
     """Self-attention alone, a block's mean: the paper's Table 4."""
 
     e1_pj: float
-    """The same-shape float32 network's: query, key, value and softmax(QK)V, without scale."""
+    """The same-shape network's: query, key, value and softmax(QK)V, without scale."""
     e2_pj: float
     """The spike-driven one's."""
     e1_project_pj: float
@@ -138,12 +139,15 @@ class _Work:
 class Estimate:
     """A table of rates for a network of a certain size: what can be charged without weights.
 
-    Its additions are rates times synapses as the literature takes them: windows padded, and rates
-    recorded before pooling, which lets more spikes through. So it bounds a stem's count from below.
+    Its additions are rates times synapses as the literature takes them: windows padded, which is
+    too much, and rates recorded before pooling, which lets more spikes through. So a stem's row may
+    lie on either side of its count.
     """
 
     network: Network
     rates: Rates
+    is_event: bool = False
+    """Whether the first layer meets another frame at each step."""
 
     def __post_init__(self) -> None:
         check_rates(self.rates, self.network)
@@ -199,27 +203,33 @@ def energy(
     )
 
 
-def ann(net: Network, costs: Costs | None = None, *, memory: bool = False) -> Account:
+def ann(counted: Counts | Estimate, costs: Costs | None = None, *, memory: bool = False) -> Account:
     """Charge the same-shape artificial network: one pass, a product for each synapse, softmax.
 
     Args:
-        net: The sizes.
+        counted: What the network is compared with: beside counts its windows end at the border as
+            theirs do, beside an estimate they are padded as there.
         costs: As in `energy`.
         memory: Also charge weights and activations that are read and written, as `memory` does.
+
+    Raises:
+        DataError: Nothing was counted.
 
     Source: the paper's Table 1, column "Vanilla"; its scale costs a multiplication, its softmax two
         products, for each pair of tokens.
     """
     prices = costs or TABLES["float32"]
+    net = _work(counted).network
     N, D = net.tokens, net.config.width
     lines = []
     for layer in net.synapses:
         at = {"layer": layer.name, "part": layer.part, "block": layer.block}
-        lines.append(_line(at, "multiplications", layer.nominal, prices.accumulation))
+        products = layer.dense if isinstance(counted, Counts) else layer.nominal
+        lines.append(_line(at, "multiplications", products, prices.accumulation))
         if memory:
             inputs = layer.inputs * layer.height * layer.width
             outputs = layer.outputs * layer.height * layer.width
-            lines.append(_line(at, "weights_read", layer.nominal, prices.weight_read))
+            lines.append(_line(at, "weights_read", products, prices.weight_read))
             lines.append(_line(at, "activations", inputs + outputs, prices.activation_access))
     for b in range(net.config.depth):
         at = {"layer": f"blocks.{b}.attention", "part": ATTENTION, "block": b}
@@ -234,12 +244,12 @@ def ann(net: Network, costs: Costs | None = None, *, memory: bool = False) -> Ac
 def attention(
     counted: Counts | Estimate, convention: str = "executed", *, costs: Costs | None = None
 ) -> AttentionRatio:
-    """Compare self-attention alone, query, key and value included, with the float32 network's.
+    """Compare self-attention alone, query, key and value included, with the same-shape network's.
 
     Args:
         counted: As in `energy`.
         convention: `published` or `executed`.
-        costs: Price of the spike-driven side; the other side is float32, as the paper has it.
+        costs: Prices of both sides; by default float32, as the paper has it.
 
     Raises:
         ConfigError: The convention is another.
@@ -256,7 +266,7 @@ def attention(
     account = energy(counted, convention, costs=costs)
     depth, N, D = work.network.config.depth, work.network.tokens, work.network.config.width
     parts = account.by_part()
-    mac = TABLES["float32"].accumulation
+    mac = (costs or TABLES["float32"]).accumulation
     e1 = mac * (3 * N * D * D + 2 * N * N * D)
     e2 = (parts[QKV] + parts[ATTENTION]) * PJ_PER_MJ / depth
     return AttentionRatio(
@@ -306,9 +316,10 @@ def _estimated(estimate: Estimate) -> _Work:
         name: {kind: number * T for kind, number in kinds.items()}
         for name, kinds in standing(net).items()
     }
+    frames = T if estimate.is_event else 1
     for kind in ("multiplications", "weights_read", "pixels_read", "dense", "nominal"):
-        numbers["stem.image"][kind] /= T  # a static image passes once
-    first = net["stem.image"].nominal
+        numbers["stem.image"][kind] *= frames / T  # a static image passes once
+    first = frames * net["stem.image"].nominal
     numbers["stem.image"]["multiplications"] = numbers["stem.image"]["weights_read"] = first
     for layer in net.synapses:
         if layer.part != IMAGE:
@@ -323,7 +334,7 @@ def _estimated(estimate: Estimate) -> _Work:
         )
         numbers[name]["agreements"] = T * share * net.config.width * net.tokens
     means = {name: rates.mean(name) for name in rates.layers}
-    return _Work(net, 0, T, 1, numbers, means)
+    return _Work(net, 0, T, frames, numbers, means)
 
 
 def _line(at: Mapping[str, object], operation: str, number: float, pj: float) -> Line:

@@ -1,8 +1,9 @@
 """Is it really spike-driven? Every operation of a forward pass, looked at with its operands.
 
 A synapse adds where there is a spike: so each operand of each convolution, linear map and product
-that is no weight must be exactly 0 or 1. What a neuron does with its own membrane, and a batch norm
-that folds into the weights before it, is not judged; everything else is, in any `torch.nn.Module`.
+that is no weight must be exactly 0 or 1. Moves, comparisons, maxima of spikes and plain additions
+are free; so is what a neuron does with its own membrane, number by number, and a batch norm that
+folds into the weights before it. Everything else is named, in any `torch.nn.Module`.
 """
 
 import weakref
@@ -19,28 +20,63 @@ from torch.utils._pytree import tree_leaves
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.neuron import LIF
 
-# Operation -> which of its arguments are multiplied.
+# Operation -> which of its arguments are multiplied. Names are the dispatcher's, without the
+# underscores that say "in place" or "internal".
 _SYNAPSES = {
     "convolution": (0, 1),
     "mm": (0, 1),
     "addmm": (1, 2),
     "bmm": (0, 1),
     "baddbmm": (1, 2),
+    "addbmm": (1, 2),
     "mv": (0, 1),
     "addmv": (1, 2),
+    "addr": (1, 2),
     "dot": (0, 1),
     "linear": (0, 1),
 }
-_PRODUCTS = {"mul": (0, 1), "mul_": (0, 1), "div": (0, 1), "div_": (0, 1), "addcmul": (1, 2)}
-_AVERAGES = {"mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"}
-_MAXIMA = {"max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "mkldnn_max_pool2d"}
-_REAL_FUNCTIONS = {
-    "_softmax", "_log_softmax", "exp", "gelu", "silu", "sigmoid", "tanh", "sqrt", "rsqrt", "pow",
-    "native_layer_norm", "native_group_norm", "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-    "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "mkldnn_rnn_layer",
+_PRODUCTS = {"mul": (0, 1), "div": (0, 1), "addcmul": (1, 2), "prod": (0,), "cumprod": (0,)}
+_AVERAGES = {
+    "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
 }  # fmt: skip
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_MAXIMA = {
+    "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "mkldnn_max_pool2d",
+    "mkldnn_max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+}  # fmt: skip
+# What moves numbers and computes nothing.
+_MOVES = {
+    "alias", "as_strided", "cat", "chunk", "clone", "constant_pad_nd", "contiguous", "copy",
+    "detach", "diagonal", "expand", "flatten", "flip", "gather", "im2col", "index",
+    "index_copy", "index_put", "index_select", "lift", "lift_fresh", "masked_fill",
+    "masked_scatter", "masked_select", "movedim", "narrow", "pad", "permute", "pixel_shuffle",
+    "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "repeat", "repeat_interleave",
+    "replication_pad1d", "replication_pad2d", "reshape", "reshape_alias", "resize", "roll",
+    "scatter", "select", "select_scatter", "slice", "slice_scatter", "split",
+    "split_with_sizes", "squeeze", "stack", "t", "take", "to", "to_copy", "transpose", "tril",
+    "triu", "unbind", "unfold", "unsafe_split", "unsafe_view", "unsqueeze",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view", "view_as",
+    "where",
+}  # fmt: skip
+# Sums with the signs of their terms, comparisons, logic; nothing here multiplies.
+_ADDITIONS = {"add", "sub", "rsub", "sum", "cumsum", "neg", "index_add", "scatter_add"}
+_COMPARISONS = {
+    "abs", "all", "allclose", "amax", "amin", "aminmax", "and", "any", "argmax", "argmin",
+    "argsort", "bernoulli", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clamp",
+    "clamp_max", "clamp_min", "count_nonzero", "cummax", "cummin", "eq", "equal", "ge", "gt",
+    "heaviside", "hardtanh", "invert", "isfinite", "isinf", "isnan", "le", "local_scalar_dense",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "max", "maximum", "min",
+    "minimum", "ne", "nonzero", "or", "relu", "sign", "signbit", "sort", "threshold", "topk",
+    "unique2", "xor",
+}  # fmt: skip
+# What makes a tensor, or looks at its form.
+_MAKERS = {
+    "empty", "empty_like", "empty_strided", "fill", "full", "full_like", "new_empty",
+    "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones_like", "rand_like",
+    "randn_like", "randint_like", "zero", "zeros_like",
+}  # fmt: skip
+_HARMLESS = _MOVES | _ADDITIONS | _COMPARISONS | _MAKERS
+# Constants that a forward pass makes for itself are as good as weights.
+_CONSTANTS = {"arange", "eye", "full", "linspace", "ones", "scalar_tensor"}
 # Modules with weights are judged by what comes in: what they do inside need not be torch's own.
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _LINEARS = (nn.Linear,)
@@ -81,14 +117,23 @@ class AuditReport:
     violations: tuple[Finding, ...]
     exceptions: tuple[Finding, ...]
     """What is allowed, and why."""
+    synapses: tuple[str, ...]
+    """Modules in which weights met anything, in the order of the first pass."""
+    silent: tuple[str, ...]
+    """Those of them that met nothing but zeros: of them the audit proves nothing."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether a spike reached any synapse behind the first, or the first where it is alone."""
+        behind = self.synapses[1:] or self.synapses
+        return not behind or not set(behind) <= set(self.silent)
 
     @property
     def ok(self) -> bool:
-        """Whether there is no violation."""
+        """Whether there is no violation. A network that never fires has none: see `fires`."""
         return not self.violations
 
 
-@torch.no_grad()
 def audit(
     model: nn.Module,
     x: Tensor,
@@ -100,15 +145,15 @@ def audit(
 
     Args:
         model: Any module; it is left in the mode it was in, and run in evaluation mode.
-        x: Its input, on which something should fire: silence proves nothing.
-        neurons: Kinds of modules whose inner arithmetic is a membrane's own. What they emit is
-            judged where it arrives.
+        x: Its input, on which something should fire: silence proves nothing, see `silent`.
+        neurons: Kinds of modules whose arithmetic, number by number, is a membrane's own. Synapses
+            and what joins neurons are judged inside of them too; what they emit, where it arrives.
         allowed: (module, operation) -> why; by default the three of `SDT_EXCEPTIONS` for our model
             and the first synapse for any other. An average behind the last synapse is always an
             exception.
 
     Returns:
-        Violations, exceptions, and how many operations were looked at.
+        Violations, exceptions, silent synapses, and how many operations were looked at.
 
     Example:
         A softmax is no spike:
@@ -122,8 +167,11 @@ def audit(
     model.eval()
     watch = _Watch(model)
     try:
-        with _entering(model, watch, neurons), watch:
-            model(x)
+        # In inference mode operations would not be taken apart before they are seen.
+        with torch.inference_mode(False), torch.no_grad():
+            x = x.clone()
+            with _entering(model, watch, neurons), watch:
+                model(x)
     finally:
         model.train(was_training)
     return watch.report(allowed)
@@ -138,38 +186,87 @@ class _Seen:
     what: str
 
 
+class _Tensors:
+    """Some of the living tensors, by identity."""
+
+    def __init__(self) -> None:
+        self._living: dict[int, weakref.ref[Tensor]] = {}
+
+    def add(self, made: Any) -> None:
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._living[id(tensor)] = weakref.ref(tensor)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        known = self._living.get(id(tensor))
+        return known is not None and known() is tensor
+
+    def forget_storage(self, place: int) -> None:
+        """Drop all that share memory which has been written to."""
+        for key, known in list(self._living.items()):
+            tensor = known()
+            if tensor is None or _place(tensor) == place:
+                del self._living[key]
+
+
 class _Watch(TorchDispatchMode):
     """Sees every tensor operation, and knows its module and which of its tensors are weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.path: list[str] = [""]
-        self.unjudged = 0
-        """How many neurons or norms are being run, one inside the other."""
+        self.in_neuron = 0
+        """How many neurons are being run, one inside the other."""
+        self.in_norm = 0
+        """How many batch norms are being run that fold into a synapse."""
         self.at_the_door = 0
         """How many modules are being run whose input was judged when it came in."""
-        self._weights = {
-            tensor.untyped_storage().data_ptr()
-            for tensor in (*model.parameters(), *model.buffers())
-        }
-        self._derived: dict[int, weakref.ref[Tensor]] = {}
+        self.currents = _Tensors()
+        """What came out of synapses, moved and added at most: into it a batch norm folds."""
+        # Held, so that no other tensor takes the place of a buffer that is replaced.
+        self._held = [*model.parameters(), *model.buffers()]
+        self._weights = {_place(tensor) for tensor in self._held}
+        self._derived = _Tensors()
         self._seen: list[_Seen] = []
         self._checked = 0
         self._synapses = _NONE
         """Order of the first and of the last operation with weights or two operands."""
+        self._fed: dict[str, bool] = {}
+        """Module whose weights met something -> whether anything was not 0."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self.unjudged:
-            self._judge(func.overloadpacket.__name__, args)
-        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.strip("_")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if given and all(map(self._is_weight, given)):
-            for made in tree_leaves(result):
-                if isinstance(made, Tensor):
-                    self._derived[id(made)] = weakref.ref(made)
+        if not self.in_norm:
+            is_pointwise = torch.Tag.pointwise in func.tags
+            if not (self.in_neuron and is_pointwise):
+                self._judge(name, args, kwargs or {}, given)
+        signals = [tensor for tensor in given if not self._is_weight(tensor)]
+        result = func(*args, **(kwargs or {}))
+        if signals:
+            self._forget_written(func, args, kwargs or {})
+        elif given or name in _CONSTANTS:
+            self._derived.add(result)
+        if name in _SYNAPSES or (
+            (name in _MOVES or name in _ADDITIONS)
+            and signals
+            and all(tensor in self.currents for tensor in signals)
+        ):
+            self.currents.add(result)
         return result
+
+    def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What a signal was written into is no weight any more."""
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for written in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name)):
+                if isinstance(written, Tensor):
+                    self._weights.discard(_place(written))
+                    self._derived.forget_storage(_place(written))
+                    self.currents.forget_storage(_place(written))
 
     def report(self, allowed: Mapping[tuple[str, str], str] | None) -> AuditReport:
         merged: dict[tuple[str, str, str], list[_Seen]] = {}
@@ -191,25 +288,38 @@ class _Watch(TorchDispatchMode):
             checked=self._checked,
             violations=tuple(found for found in findings if not found.reason),
             exceptions=tuple(found for found in findings if found.reason),
+            synapses=tuple(self._fed),
+            silent=tuple(name for name, is_fed in self._fed.items() if not is_fed),
         )
 
-    def _judge(self, name: str, args: tuple[Any, ...]) -> None:
+    def _judge(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
+    ) -> None:
         if name in _SYNAPSES:
             operands = [args[i] for i in _SYNAPSES[name]]
             has_weights = any(map(self._is_weight, operands))
+            if kwargs.get("beta", 1) not in (-1, 0, 1) and not self._is_weight(args[0]):
+                self._note("product", f"a term is multiplied by {kwargs['beta']:.4g}")
             if has_weights and self.at_the_door:
                 return
             kind = "convolution" if name == "convolution" else "linear"
             self.judge_synapse(kind if has_weights else "product", operands)
             return
+        if all(map(self._is_weight, given)):
+            return
+        factor = kwargs.get("alpha", 1)
         if name in _PRODUCTS:
             self._check_operands("product", [args[i] for i in _PRODUCTS[name]])
-        elif name in _AVERAGES and not self._is_weight(args[0]):
+        elif factor not in (-1, 0, 1):
+            self._note("product", f"a term is multiplied by {factor:.4g}")
+        elif name in _AVERAGES:
             self._note("average", "numbers are averaged, and what comes out is no spike")
-        elif name in _MAXIMA and (strange := _strange(args[0])):
-            self._note("maximum", f"it compares {strange}")
-        elif name in _REAL_FUNCTIONS and not self._is_weight(args[0]):
-            self._note(name.strip("_"), "a function of real numbers")
+        elif name in _MAXIMA:
+            if strange := _strange(args[0]):
+                self._note("maximum", f"it compares {strange}")
+        elif name not in _HARMLESS:
+            operation = "batch_norm" if "batch_norm" in name else name
+            self._note(operation, "a function of real numbers")
         else:
             return
         self._checked += 1
@@ -218,6 +328,10 @@ class _Watch(TorchDispatchMode):
         """Judge what meets weights, or what meets what."""
         first, _ = self._synapses
         self._synapses = (self._checked if first is None else first, self._checked)
+        if kind != "product":
+            fed = self._fed.setdefault(self.path[-1], False)
+            signals = [t for t in operands if isinstance(t, Tensor) and not self._is_weight(t)]
+            self._fed[self.path[-1]] = fed or any(bool(t.any()) for t in signals)
         self._check_operands(kind, operands)
         self._checked += 1
 
@@ -234,10 +348,7 @@ class _Watch(TorchDispatchMode):
     def _is_weight(self, tensor: Any) -> bool:
         if not isinstance(tensor, Tensor):
             return True
-        derived = self._derived.get(id(tensor))
-        return tensor.untyped_storage().data_ptr() in self._weights or (
-            derived is not None and derived() is tensor
-        )
+        return _place(tensor) in self._weights or tensor in self._derived
 
 
 @contextmanager
@@ -248,23 +359,33 @@ def _entering(
     stops = []
 
     def listen(name: str, module: nn.Module) -> None:
-        is_inner = isinstance(module, (*neurons, *_NORMS))
+        is_neuron = isinstance(module, neurons)
         has_weights = isinstance(module, (*_CONVOLUTIONS, *_LINEARS))
         kind = "linear" if isinstance(module, _LINEARS) else "convolution"
+        entered: list[tuple[bool, bool]] = []
 
-        def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def enter(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given = [leaf for leaf in tree_leaves((inputs, named)) if isinstance(leaf, Tensor)]
             watch.path.append(name)
-            if has_weights and not watch.unjudged:
-                watch.judge_synapse(kind, list(inputs[:1]))
-            watch.unjudged += is_inner
-            watch.at_the_door += has_weights
+            is_judged = has_weights and bool(given)
+            folds = _keeps_statistics(module) and bool(given) and given[0] in watch.currents
+            if is_judged:
+                watch.judge_synapse(kind, given[:1])
+            entered.append((is_judged, folds))
+            watch.in_neuron += is_neuron
+            watch.in_norm += folds
+            watch.at_the_door += is_judged
 
-        def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+        def leave(_module: nn.Module, _inputs: object, output: object) -> None:
+            is_judged, folds = entered.pop()
             watch.path.pop()
-            watch.unjudged -= is_inner
-            watch.at_the_door -= has_weights
+            watch.in_neuron -= is_neuron
+            watch.in_norm -= folds
+            watch.at_the_door -= is_judged
+            if has_weights or folds:
+                watch.currents.add(output)
 
-        stops.append(module.register_forward_pre_hook(enter))
+        stops.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         stops.append(module.register_forward_hook(leave, always_call=True))
 
     for name, module in model.named_modules():
@@ -274,6 +395,14 @@ def _entering(
     finally:
         for stop in stops:
             stop.remove()
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _strange(operand: Tensor) -> str:

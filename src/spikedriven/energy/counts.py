@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ _OF_NEURONS = (
 )  # fmt: skip
 # Single precision counts that far one by one.
 EXACT = 1 << 24
+# Pixels are bytes if they come back as near to whole numbers: single precision leaves some 1e-4.
+BYTE = 1e-3
 # Numbers of ones in a byte.
 _BITS = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.float64)
 
@@ -86,8 +88,24 @@ class Counts:
     """Frames that the first layer saw: one for a static image, T for a sequence."""
     time_steps: int = 0
     """Time steps, over all images."""
-    layers: dict[str, LayerCounts] = field(default_factory=dict)
-    """By layer, in the order in which they were first met."""
+    passes: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(frames, time steps) of an image -> how many images had so many."""
+    caused: dict[str, LayerCounts] = field(default_factory=dict)
+    """What spikes caused, by layer."""
+
+    @property
+    def layers(self) -> dict[str, LayerCounts]:
+        """Layer -> all of its counts: what happens in silence too, and what spikes caused."""
+        layers: dict[str, LayerCounts] = {}
+        if self.network is not None:
+            for (frames, steps), images in self.passes.items():
+                for name, kinds in standing(self.network).items():
+                    own = layers.setdefault(name, LayerCounts())
+                    for kind, number in kinds.items():
+                        of_frames = name == "stem.image" and kind not in _OF_NEURONS
+                        own.add(kind, [images * number] * (frames if of_frames else steps))
+        _join(layers, self.caused)
+        return layers
 
     def __getitem__(self, layer: str) -> LayerCounts:
         return self.layers[layer]
@@ -127,10 +145,16 @@ class Counts:
         self.images += other.images
         self.frames += other.frames
         self.time_steps += other.time_steps
-        for name, layer in other.layers.items():
-            own = self.layers.setdefault(name, LayerCounts())
-            for kind, counts in layer.steps.items():
-                own.add(kind, counts)
+        for key, images in other.passes.items():
+            self.passes[key] = self.passes.get(key, 0) + images
+        _join(self.caused, other.caused)
+
+
+def _join(layers: dict[str, LayerCounts], others: dict[str, LayerCounts]) -> None:
+    for name, layer in others.items():
+        own = layers.setdefault(name, LayerCounts())
+        for kind, counts in layer.steps.items():
+            own.add(kind, counts)
 
 
 def count(
@@ -156,7 +180,8 @@ def count(
     Raises:
         ConfigError: The model is of another kind, or only one of `mean` and `std` is given.
         DataError: The batch is empty.
-        ShapeError: The input does not fit the model, or its pixels are no bytes.
+        ShapeError: The input does not fit the model, its pixels are no bytes, or a sum over tokens
+            was rounded in half precision.
 
     Example:
         >>> from spikedriven import create_model
@@ -176,7 +201,7 @@ def counting(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Iterator[Counts]:
-    """Count every forward pass made inside the block, in constant memory.
+    """Count every forward pass that is completed inside the block, in constant memory.
 
     Args:
         model: As in `count`.
@@ -206,6 +231,30 @@ def counting(
         counter.stop()
 
 
+class _Seen:
+    """Whole numbers of a pass, [T, H, W] or [T], still a tensor until the pass is read out."""
+
+    __slots__ = ("per_pixel", "total", "windows")
+
+    def __init__(self, per_pixel: Tensor) -> None:
+        self.per_pixel: Tensor = per_pixel
+        self.total: list[int] = []
+        """Sum over pixels, by step."""
+        self.windows: list[int] = []
+        """The same, each pixel as often as 3x3 windows see it: less often at a border."""
+
+
+class _Heard(NamedTuple):
+    """What a layer saw, and what follows from it."""
+
+    layer: str
+    kinds: tuple[str, ...]
+    seen: _Seen
+    kernel: int
+    """Side of the windows in which it is seen: 1 or 3."""
+    factor: int
+
+
 class _Counter:
     """Listens at the layers of one model."""
 
@@ -215,6 +264,9 @@ class _Counter:
         self.config = model.config
         self.bytes_as = bytes_as
         self.counts = Counts()
+        self._pass: Counts | None = None
+        """Begun and not yet completed: one that fails leaves nothing."""
+        self._heard: list[_Heard] = []
         self._measured: dict[int, tuple[weakref.ref[Tensor], _Seen]] = {}
         self._stops: list[Any] = [model.stem.register_forward_pre_hook(self._begin)]
         for name, module in model.named_modules():
@@ -227,6 +279,7 @@ class _Counter:
             assert isinstance(block, Block)
             self._listen(block.attention.gate, self._agreement, f"blocks.{b}.attention")
         self._listen(model.head, self._linear, "head")
+        self._stops.append(model.head.register_forward_hook(self._complete))
 
     def stop(self) -> None:
         for handle in self._stops:
@@ -235,10 +288,10 @@ class _Counter:
     def _listen(self, module: nn.Module, hear: Any, name: str) -> None:
         self._stops.append(module.register_forward_pre_hook(partial(hear, name)))
 
-    def _add(self, layer: str, **counts: list[int]) -> None:
-        own = self.counts.layers.setdefault(layer, LayerCounts())
-        for kind, steps in counts.items():
-            own.add(kind, steps)
+    def _hear(
+        self, layer: str, seen: _Seen, kinds: tuple[str, ...], factor: int = 1, kernel: int = 1
+    ) -> None:
+        self._heard.append(_Heard(layer, kinds, seen, kernel, factor))
 
     # -------------------------------------------------------------- what is heard
 
@@ -250,37 +303,56 @@ class _Counter:
                 "the batch is empty; there must be at least one image to be counted: "
                 "drop empty batches"
             )
+        self._heard.clear()
         net = network(self.config, H, W)
-        self.counts.add(Counts(network=net, images=B, frames=S * B, time_steps=num_steps * B))
-        for name, kinds in standing(net).items():
-            for kind, number in kinds.items():
-                of_frames = name == "stem.image" and kind not in _OF_NEURONS
-                self._add(name, **{kind: [B * number] * (S if of_frames else num_steps)})
+        self._pass = Counts(
+            network=net, images=B, frames=S * B, time_steps=num_steps * B,
+            passes={(S, num_steps): B},
+        )  # fmt: skip
         if self.bytes_as is not None:
             ones = _BITS[_as_bytes(x_SBCHW, *self.bytes_as).long()].sum(dim=(1, 2))
-            self._add("stem.image", bit_additions=_driven(ones, 3, net["stem.image"].outputs))
+            seen, outputs = _Seen(ones.to(x_SBCHW.device)), self.config.width // 8
+            self._hear("stem.image", seen, ("bit_additions",), outputs, kernel=3)
 
     def _convolution(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, ConvNorm)
-        seen = self._seen(inputs[0])
-        kernel, outputs = layer.conv.kernel_size[0], layer.conv.out_channels
-        if kernel == 1:
-            additions = [n * outputs for n in seen.spikes]
-        else:
-            additions = _driven(seen.per_pixel, kernel, outputs)
-        self._add(name, spikes=seen.spikes, additions=additions, weights_read=additions)
+        seen, kernel = self._seen(inputs[0]), layer.conv.kernel_size[0]
+        self._hear(name, seen, ("spikes",))
+        self._hear(name, seen, ("additions", "weights_read"), layer.conv.out_channels, kernel)
 
     def _linear(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, nn.Linear)
-        spikes = self._seen(inputs[0]).spikes
-        additions = [n * layer.out_features for n in spikes]
-        self._add(name, spikes=spikes, additions=additions, weights_read=additions)
+        seen = self._seen(inputs[0])
+        self._hear(name, seen, ("spikes",))
+        self._hear(name, seen, ("additions", "weights_read"), layer.out_features)
 
     def _fired(self, name: str, _layer: nn.Module, _inputs: Any, s: Tensor) -> None:
-        self._add(name, fired=self._seen(s).spikes)
+        self._hear(name, self._seen(s), ("fired",))
 
     def _agreement(self, name: str, _gate: nn.Module, inputs: tuple[Tensor]) -> None:
-        self._add(name, agreements=_whole(inputs[0].detach().double()))
+        sums = inputs[0].detach()
+        narrow = torch.finfo(sums.dtype)
+        if narrow.bits < 32 and sums.numel() and float(sums.max()) >= 2 / narrow.eps:
+            raise ShapeError(
+                f"key and value agree at {sums.max():.0f} tokens or so; in {sums.dtype} they must "
+                f"be fewer than {2 / narrow.eps:.0f} to be counted exactly: count in float32"
+            )
+        self._hear(name, _Seen(sums.sum(dim=(1, 2), dtype=torch.float64)), ("agreements",))
+
+    def _complete(self, _head: nn.Module, _inputs: Any, _output: Any) -> None:
+        """Read out a pass whose last layer is done."""
+        heard, self._heard = self._heard, []
+        _read_out([one.seen for one in heard])
+        caused: dict[str, LayerCounts] = {}
+        for one in heard:
+            numbers = one.seen.total if one.kernel == 1 else one.seen.windows
+            own = caused.setdefault(one.layer, LayerCounts())
+            for kind in one.kinds:
+                own.add(kind, [number * one.factor for number in numbers])
+        _join(self.counts.caused, caused)
+        if self._pass is not None:
+            self.counts.add(self._pass)
+            self._pass = None
 
     # -------------------------------------------------------------- what is measured
 
@@ -299,29 +371,39 @@ class _Counter:
         return known[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    per_pixel: Tensor
-    """Spikes over images and channels: [T, H, W], or [T]; whole numbers."""
-    spikes: list[int]
-    """Spikes at each step."""
-
-
 def _measure(s: Tensor) -> _Seen:
     """Sum up; over channels and images in single precision while that is exact, then in double."""
     wide = torch.promote_types(s.dtype, torch.float32)
     if s.shape[1] * s.shape[2] < EXACT:
-        per_pixel = s.sum(dim=(1, 2), dtype=wide).double()
-    else:
-        per_pixel = s.sum(dim=2, dtype=wide).sum(dim=1, dtype=torch.float64)
-    return _Seen(per_pixel, _whole(per_pixel))
+        return _Seen(s.sum(dim=(1, 2), dtype=wide))
+    return _Seen(s.sum(dim=2, dtype=wide).sum(dim=1, dtype=torch.float64))
 
 
-def _driven(seen_THW: Tensor, kernel: int, outputs: int) -> list[int]:
-    """Return the synapses that spikes drive, by step: fewer from a pixel at the border."""
-    _, H, W = seen_THW.shape
-    rows, columns = sight(H, kernel, seen_THW), sight(W, kernel, seen_THW)
-    return [n * outputs for n in _whole(seen_THW * (rows[:, None] * columns))]
+def _read_out(every: list[_Seen]) -> None:
+    """Sum over pixels, all that are of one size together."""
+    by_size: dict[tuple[int, ...], dict[int, _Seen]] = {}
+    for seen in every:
+        by_size.setdefault(tuple(seen.per_pixel.shape[1:]), {})[id(seen)] = seen
+    for size, of_size in by_size.items():
+        H, W = size or (1, 1)
+        stacked = torch.cat([seen.per_pixel for seen in of_size.values()]).double()
+        # Whole numbers far below 2**53: the order of their sum does not matter.
+        sums = (stacked.reshape(-1, H * W) @ _taps(H, W, 3, stacked.device)).tolist()
+        first = 0
+        for seen in of_size.values():
+            rows = sums[first : first + len(seen.per_pixel)]
+            first += len(rows)
+            seen.total = [int(total) for total, _ in rows]
+            seen.windows = [int(windows) for _, windows in rows]
+
+
+@lru_cache(maxsize=64)
+def _taps(height: int, width: int, kernel: int, device: torch.device) -> Tensor:
+    """Return, for each pixel, 1 and in how many windows of a kernel it lies: [H W, 2]."""
+    with torch.inference_mode(False):  # it outlives the mode in which it is first asked for
+        like = torch.zeros((), dtype=torch.float64, device=device)
+        seen = sight(height, kernel, like)[:, None] * sight(width, kernel, like)
+        return torch.stack([torch.ones_like(seen), seen], dim=-1).flatten(0, 1)
 
 
 def sight(side: int, kernel: int, like: Tensor) -> Tensor:
@@ -337,12 +419,6 @@ def sight(side: int, kernel: int, like: Tensor) -> Tensor:
     return (place + reach).clamp(max=side - 1) - (place - reach).clamp(min=0) + 1
 
 
-def _whole(values: Tensor) -> list[int]:
-    """Sum whole numbers [T, ...] over all axes but time."""
-    values = values.reshape(len(values), -1).sum(dim=1)
-    return [int(value) for value in values.tolist()]
-
-
 def _as_bytes(x_SBCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     channels = x_SBCHW.shape[2]
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
@@ -353,7 +429,15 @@ def _as_bytes(x_SBCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     shape = (channels, 1, 1)
     centre = torch.tensor(mean, dtype=torch.float64).view(shape)
     spread = torch.tensor(std, dtype=torch.float64).view(shape)
-    levels = ((x_SBCHW.detach().cpu().double() * spread + centre) * 255).round()
+    exact = (x_SBCHW.detach().cpu().double() * spread + centre) * 255
+    levels = exact.round()
+    if float((exact - levels).abs().max()) > BYTE:
+        strange = exact[(exact - levels).abs() > BYTE][0]
+        raise ShapeError(
+            f"the input read back as bytes holds {strange:.4g}; with mean {mean} and std {std} "
+            "each pixel must be a whole number: normalise the images as you say, or count without "
+            "mean and std"
+        )
     if float(levels.min()) < 0 or float(levels.max()) > 255:
         raise ShapeError(
             f"the input read back as bytes goes from {levels.min():.0f} to {levels.max():.0f}; "

@@ -52,11 +52,8 @@ class Rates:
     source: str = ""
     """Where they come from, in words."""
 
-    @property
-    def num_steps(self) -> int | None:
-        """Time steps T, or None where the table has averages only."""
-        steps = max(len(rates) for rates in self.layers.values())
-        return steps if steps > 1 else None
+    num_steps: int | None = None
+    """Time steps T, or None where there are averages only."""
 
     def mean(self, name: str) -> float:
         """Return a layer's rate, averaged over steps."""
@@ -84,12 +81,13 @@ def load_rates(name: str | Path) -> Rates:
             `# image_size: ...` and `# source: ...` above the columns are optional.
 
     Raises:
-        DataError: The file is missing or no such table, or a rate is not in [0, 1].
+        DataError: The file is missing or no such table, a rate is not in [0, 1], or a line or a
+            column is not what it must be.
     """
     packaged = FOLDER / f"{name}.csv"
     path = packaged if packaged.is_file() else Path(name)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or "") if isinstance(error, OSError) else "not text"
         raise DataError(
@@ -101,10 +99,30 @@ def load_rates(name: str | Path) -> Rates:
         for line in lines
         if (match := re.fullmatch(r"#\s*(\w+):(.*)", line))
     }
-    rows = csv.DictReader([line for line in lines if line.strip() and not line.startswith("#")])
-    columns = list(rows.fieldnames or ())
-    steps = [c for c in columns if re.fullmatch(r"T\d+", c)]
-    steps = steps or [c for c in columns if c in ("avg", "rate")][:1]
+    size = notes.get("image_size")
+    if size is not None and not re.fullmatch(r"[1-9][0-9]{0,8}", size):
+        raise DataError(
+            f"{path} says # image_size: {size}; it must be the side of a square image, a whole "
+            "number of pixels such as 224: correct it"
+        )
+    table = [line for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        rows = list(csv.reader(table))
+    except csv.Error as error:
+        raise DataError(
+            f"{path} cannot be read as CSV ({error}); it must have one short field for each "
+            "column: correct it"
+        ) from error
+    columns = rows[0] if rows else []
+    timed = [c for c in columns if re.fullmatch(r"T\d+", c)]
+    if timed != [f"T{t}" for t in range(1, len(timed) + 1)]:
+        raise DataError(
+            f"{path} has the steps {', '.join(timed)}; they must be T1, T2, ... in order, each "
+            "once: correct its first line"
+        )
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{path} names a column twice; each must stand once: remove one")
+    steps = timed or [c for c in columns if c in ("avg", "rate")][:1]
     keys = next(
         (key for key in (["layer"], ["hook"], ["module", "tensor"]) if set(key) <= set(columns)),
         None,
@@ -116,19 +134,25 @@ def load_rates(name: str | Path) -> Rates:
             "line"
         )
     layers: dict[str, tuple[float, ...]] = {}
-    for row in rows:
-        shown = ",".join(row[key] or "" for key in keys)
-        layer = _name([row[key] or "" for key in keys])
+    for cells in rows[1:]:
+        if len(cells) > len(columns):
+            raise DataError(
+                f"{path} has {len(cells)} fields in the line of {','.join(cells[:2])}; it must "
+                f"have at most {len(columns)}, one for each column: correct it"
+            )
+        row = dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
+        shown = ",".join(row[key] for key in keys)
+        layer = _name([row[key] for key in keys])
         if layer in layers:
             raise DataError(f"{path} names {shown} twice; it must stand once: remove one line")
         layers[layer] = tuple(_rate(path, shown, row[step]) for step in steps)
     if not layers:
         raise DataError(f"{path} has no rates; it must have a line for every layer: fill it")
-    size = notes.get("image_size", "")
     return Rates(
         layers=layers,
         model=notes.get("model"),
-        image_size=int(size) if size.isdecimal() else None,
+        image_size=None if size is None else int(size),
+        num_steps=len(timed) or None,
         source=notes.get("source", str(path)),
     )
 
@@ -158,9 +182,9 @@ def check_rates(rates: Rates, network: Network) -> None:
         )
 
 
-def _rate(path: Path, layer: str, text: str | None) -> float:
+def _rate(path: Path, layer: str, text: str) -> float:
     try:
-        rate = float(text or "")
+        rate = float(text)
     except ValueError:
         rate = math.nan
     if not 0 <= rate <= 1:

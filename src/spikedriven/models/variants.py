@@ -14,6 +14,8 @@ class Variant:
     """Dataset that the size was published for."""
     image_size: int
     """Side of the input in pixels."""
+    is_event: bool = False
+    """Whether each time step meets a frame of its own, not a static image again."""
     published_accuracy: float | None = None
     """Top-1 accuracy in percent as printed (Tables 3 and 5), or None where none was printed."""
     published_energy_mj: float | None = None
@@ -55,12 +57,14 @@ VARIANTS = {
         ),
         task="CIFAR10-DVS",
         image_size=64,
+        is_event=True,
         published_accuracy=80.0,
     ),
     "sdt_2_256_gesture": Variant(
         config=SDTConfig(2, 256, 11, in_channels=2, num_steps=16, stem_pool="0111"),
         task="DVS128 Gesture",
         image_size=128,
+        is_event=True,
         published_accuracy=99.3,
     ),
     "sdt_tiny": Variant(

@@ -4,9 +4,12 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from spikedriven.errors import DataError
 from spikedriven.records import Record, read_records
+
+Number = TypeVar("Number", int, float)
 
 _CURVES = {
     "accuracy": "training_accuracy_at_step",
@@ -58,21 +61,38 @@ def of_newest_machine(records: Iterable[Record]) -> list[Record]:
 
 
 def _curve(table: Path, passport: Record) -> list[Record]:
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{table} cannot be read as CSV ({error}); it must be a run's table of metrics: "
+            "restore it, or move it away"
+        ) from error
     records = []
     for row in rows:
         for column, metric in _CURVES.items():
             if row.get(column) and row.get("step") and row.get("epoch"):
-                place = {"step": int(row["step"]), "epoch": int(row["epoch"])}
+                place = {"step": _number(table, row, "step", int)}
+                place["epoch"] = _number(table, row, "epoch", int)
                 records.append(
                     replace(
                         passport,
                         metric=metric,
-                        value=float(row[column]),
+                        value=_number(table, row, column, float),
                         unit="1",
                         count=1,
                         context={**passport.context, **place},
                     )
                 )
     return records
+
+
+def _number(table: Path, row: dict[str, str], column: str, kind: type[Number]) -> Number:
+    try:
+        return kind(row[column])
+    except ValueError as error:
+        raise DataError(
+            f"{table} has the {column} {row[column][:40]!r}; it must be a number: correct it, or "
+            "move the file away"
+        ) from error

@@ -8,6 +8,7 @@ from spikedriven.errors import DataError
 from spikedriven.records import Record
 from spikedriven.viz.figures import (
     accuracy_steps,
+    energy_curve,
     firing_rate,
     scaling,
     speed,
@@ -15,7 +16,9 @@ from spikedriven.viz.figures import (
 )
 from spikedriven.viz.theme import FONT, svg, variables
 
-FIGURES: tuple[ModuleType, ...] = (speed, firing_rate, scaling, accuracy_steps, training_curve)
+FIGURES: tuple[ModuleType, ...] = (
+    speed, firing_rate, scaling, accuracy_steps, training_curve, energy_curve,
+)  # fmt: skip
 """In the order of the page."""
 
 _CSS = f"""{variables()}

@@ -129,13 +129,11 @@ def load_eager(path: Path, threads: int) -> Run:
     import torch
     from rivals import by_torch
 
-    from engine import plain_neurons
+    from engine import plain
     from spikedriven.models.weights import load_model
 
     model = load_model(path).eval()
-    return lambda pixels: plain_neurons(
-        by_torch(model, torch.from_numpy(pixels).float() / 255, threads)
-    )()
+    return lambda pixels: plain(by_torch(model, torch.from_numpy(pixels).float() / 255, threads))()
 
 
 def size_of_process(which: str) -> int:

@@ -88,7 +88,7 @@ def test_the_readmes_energies_are_the_recorded_ones():
         ]
         assert re.findall(r"[\d.]+", row.split("|")[2]) == expected
     counter = read_records(ROOT / "benchmarks" / "results" / "counter.jsonl")
-    most = max(r.value for r in counter if r.metric == "counting_time_ratio")
+    most = max(r.value for r in counter if r.metric.endswith("time_ratio"))
     assert f"adds at most {(most - 1) * 100:.1f} %" in readme
 
 

@@ -1,5 +1,6 @@
 """Every sample counts once, nothing depends on history, and damage is named."""
 
+import gzip
 import random
 from pathlib import Path
 
@@ -242,6 +243,8 @@ def test_an_unknown_dataset_names_the_nearest():
         {"batch_size": 0},
         {"image_size": 2},
         {"num_workers": -1},
+        {"crop": 0.4},
+        {"interpolation": "nearest"},
     ],
 )
 def test_a_data_setting_refuses_nonsense(fields):
@@ -258,6 +261,7 @@ def test_a_data_setting_refuses_nonsense(fields):
         {"rand_augment": "m9"},
         {"rand_augment": "rand-m9-foo"},
         {"rand_augment": "rand-"},
+        {"crop_scale": 0.0},
     ],
 )
 def test_an_augmentation_refuses_nonsense(fields):
@@ -290,3 +294,108 @@ def test_rand_augment_is_set_as_timms_own_training_sets_it():
     assert ours.ops[0].hparams == theirs.ops[0].hparams
     assert [op.name for op in ours.ops] == [op.name for op in theirs.ops]
     assert all(a.kwargs == b.kwargs for a, b in zip(ours.ops, theirs.ops, strict=True))
+
+
+def photo(path: Path, wide: int = 300, high: int = 250) -> Path:
+    """A smooth coloured picture with some noise, as photographs have it."""
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((wide, high), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth).astype(int) + rng.integers(-8, 9, (high, wide, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "interpolation"), [(224, 0.95, "bicubic"), (224, 0.9, "bilinear")]
+)
+def test_evaluation_reads_images_as_timm_does(tmp_path, size, crop, interpolation):
+    from timm.data import create_transform
+
+    path = photo(tmp_path / "photo.png", 300, 250)
+    theirs = create_transform(
+        size, is_training=False, crop_pct=crop, interpolation=interpolation, mean=0, std=1
+    )(Image.open(path))
+    info = DataInfo(
+        name="made", classes=("a",), in_channels=3, image_size=size, mean=(0.0,) * 3,
+        std=(1.0,) * 3, crop=crop, interpolation=interpolation,
+    )  # fmt: skip
+    # Pillow rounds between its two passes, torch once at the end: one grey level.
+    assert (read_image(path, info) - theirs).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_a_random_crop_is_taken_from_the_whole_file_and_is_timms(tmp_path):
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    from spikedriven.data.transforms import seeded_globals
+
+    path = photo(tmp_path / "photo.png")
+    info = DataInfo(
+        name="made", classes=("a",), in_channels=3, image_size=64, mean=(0.0,) * 3,
+        std=(1.0,) * 3, interpolation="bicubic",
+    )  # fmt: skip
+    dataset = ArrayDataset(
+        [path], np.zeros(1, dtype=np.int64), info, AugmentConfig(crop_scale=0.2), seed=4
+    )
+    varied = [dataset[epoch, 0][0] for epoch in range(4)]
+    assert all(image.shape == (3, 64, 64) for image in varied)
+    assert torch.equal(varied[2], dataset[2, 0][0])
+    assert not torch.equal(varied[0], varied[1])
+    assert torch.equal(dataset[0][0], read_image(path, info))
+    rng = np.random.default_rng((2, 4, 2, 0))  # variation, seed, epoch, index
+    with seeded_globals(int(rng.integers(2**32))):
+        timms = RandomResizedCropAndInterpolation(64, scale=(0.2, 1.0), interpolation="bicubic")
+        expected = np.asarray(timms(Image.open(path)))
+    assert torch.equal((varied[2] * 255).round(), torch.tensor(expected).movedim(-1, 0).float())
+
+
+def test_stored_images_are_cropped_at_random_too():
+    config = DataConfig(name="digits", augment=AugmentConfig(crop_scale=0.3))
+    train = open_data(config).train
+    assert train[0, 5][0].shape == (1, 16, 16)
+    assert not torch.equal(train[0, 5][0], train[1, 5][0])
+
+
+def test_a_crop_for_evaluation_is_refused_where_there_are_no_files():
+    with pytest.raises(ConfigError, match="no folder of image files"):
+        open_data(DataConfig(name="digits", crop=0.9))
+    with pytest.raises(ConfigError, match="no folder of image files"):
+        open_data(DataConfig(name="digits", interpolation="bicubic"))
+
+
+def idx(images: np.ndarray) -> bytes:
+    header = bytes((0, 0, 8, images.ndim))
+    return header + np.array(images.shape, dtype=">u4").tobytes() + images.tobytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_are_read_packed_or_not(tmp_path, packed):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = np.arange(20, dtype=np.uint8) % 10
+    for prefix in ("train", "t10k"):
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            content = gzip.compress(idx(array)) if packed else idx(array)
+            ending = ".gz" if packed else ""
+            (tmp_path / f"{prefix}-{name}-ubyte{ending}").write_bytes(content)
+    splits = open_data(DataConfig(name="mnist", validation_fraction=0), tmp_path)
+    assert torch.equal(splits.test.images[:, 0], torch.from_numpy(images))
+    assert splits.train.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: c[:-1], lambda c: c + b"0", lambda c: b"\0" + c, lambda c: c[:3], lambda _: b""],
+    ids=["short", "long", "shifted", "header", "empty"],
+)
+def test_damaged_idx_files_are_refused_in_every_way(tmp_path, damage):
+    whole = idx(np.zeros((2, 28, 28), dtype=np.uint8))
+    for name, content in (
+        ("train-images-idx3-ubyte", damage(whole)),
+        ("train-images-idx3-ubyte.gz", damage(gzip.compress(whole))),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read"):
+            open_data(DataConfig(name="mnist"), tmp_path)
+        (tmp_path / name).unlink()

@@ -5,7 +5,14 @@ every augmentation are a pure function of (seed, epoch, index), never of history
 """
 
 from spikedriven.data.config import AugmentConfig, DataConfig, DataInfo
-from spikedriven.data.loaders import ArrayDataset, EpochSampler, make_loader
+from spikedriven.data.loaders import (
+    ArrayDataset,
+    EpochSampler,
+    Loader,
+    PartSampler,
+    Place,
+    make_loader,
+)
 from spikedriven.data.sources import Splits, list_datasets, open_data
 from spikedriven.data.transforms import read_image
 
@@ -15,6 +22,9 @@ __all__ = [
     "DataConfig",
     "DataInfo",
     "EpochSampler",
+    "Loader",
+    "PartSampler",
+    "Place",
     "Splits",
     "list_datasets",
     "make_loader",

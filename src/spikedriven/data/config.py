@@ -23,6 +23,9 @@ class AugmentConfig:
     """Scale by up to this share either way: 0.1 means 0.9 to 1.1."""
     rand_augment: str | None = None
     """timm's RandAugment, e.g. `rand-m9-n1-mstd0.4-inc1`; colour images only."""
+    crop_scale: float | None = None
+    """Smallest share of the area that a random crop keeps (sides 3:4 to 4:3), before it is resized
+    to the image's size; None crops the middle, as in evaluation."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.horizontal_flip <= 1:
@@ -35,6 +38,11 @@ class AugmentConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; it must lie in [0, {limit}]: use 0 for none"
                 )
+        if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
+            raise ConfigError(
+                f"crop_scale is {self.crop_scale}; a share of the area must lie in (0, 1]: "
+                "0.08 is usual, leave it out for none"
+            )
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ConfigError(
                 f"rand_augment is {self.rand_augment!r}; it must be timm's notation: "
@@ -50,6 +58,10 @@ class DataConfig:
     """One of `list_datasets()`."""
     image_size: int | None = None
     """Side in pixels; None keeps the dataset's own."""
+    crop: float = 1.0
+    """Evaluation of image files: side of the middle that is kept, over the shorter side."""
+    interpolation: str = "bilinear"
+    """How image files are resized: `bilinear` or `bicubic`, averaging where they shrink."""
     validation_fraction: float = 0.1
     """Share of the training images held out to choose by; the same ones for every seed."""
     batch_size: int = 64
@@ -64,6 +76,16 @@ class DataConfig:
             raise ConfigError(
                 f"validation_fraction is {self.validation_fraction}; it must lie in [0, 1): "
                 "0.1 holds out a tenth"
+            )
+        if not 0.5 <= self.crop <= 1:
+            raise ConfigError(
+                f"crop is {self.crop}; it must lie in [0.5, 1]: 0.95 keeps the middle 95 % of the "
+                "shorter side"
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ConfigError(
+                f"interpolation is {self.interpolation!r}; it must be bilinear or bicubic: "
+                "choose one"
             )
         if self.batch_size < 1:
             raise ConfigError(
@@ -95,3 +117,7 @@ class DataInfo:
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
     """Per channel, of pixels in [0, 1]."""
+    crop: float = 1.0
+    """As in `DataConfig`: image files are read so."""
+    interpolation: str = "bilinear"
+    """As in `DataConfig`."""

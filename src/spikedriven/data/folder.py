@@ -53,6 +53,8 @@ def open_folder(
         image_size=config.image_size or 224,
         mean=(0.485, 0.456, 0.406),  # ImageNet's
         std=(0.229, 0.224, 0.225),
+        crop=config.crop,
+        interpolation=config.interpolation,
     )
     assert parts[0] is not None
     assert parts[2] is not None

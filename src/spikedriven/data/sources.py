@@ -1,7 +1,10 @@
 """The datasets by name: scikit-learn's digits inside, the others from a folder of the user."""
 
 import difflib
+import gzip
 import hashlib
+import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +68,12 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
         raise ConfigError(
             f"rand_augment is set and {config.name} is grey; RandAugment needs colour images: "
             "remove data.augment.rand_augment"
+        )
+    is_stored = isinstance(train[0], Tensor)
+    if is_stored and (config.crop, config.interpolation) != (1.0, "bilinear"):
+        raise ConfigError(
+            f"data.crop or data.interpolation is set and {config.name} is no folder of image "
+            "files; they must stand with data.name=image_folder: leave them out"
         )
     if validation is None:
         train, validation = _held_out(*train, config.validation_fraction)
@@ -152,35 +161,48 @@ def _locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
     )
 
 
+def _read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
+    """Return the bytes of an idx file, packed by gzip where its name ends in .gz.
+
+    Raises:
+        ValueError: It holds other than bytes in `ndim` dimensions, or more or fewer than it says.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    header = 4 + 4 * ndim
+    if len(content) < header or content[:4] != bytes((0, 0, 8, ndim)):
+        raise ValueError(f"{path.name} does not begin as an idx file of {ndim} dimensions")
+    shape = np.frombuffer(content[4:header], dtype=">u4").tolist()
+    if len(content) - header != math.prod(shape):
+        raise ValueError(f"{path.name} holds {len(content) - header} of {math.prod(shape)} bytes")
+    return np.frombuffer(bytearray(content[header:]), dtype=np.uint8).reshape(shape)
+
+
 def _mnist_like(
     folder: str, classes: tuple[str, ...], mean: float, std: float
 ) -> Callable[[DataConfig, Path | None], Opened]:
     def opened(config: DataConfig, root: Path | None) -> Opened:
-        from torchvision.datasets.mnist import read_image_file, read_label_file
-
         first = "train-images-idx3-ubyte"
-        raw = _locate(config.name, root, (f"{folder}/raw/{first}", f"raw/{first}", first)).parent
+        layouts = (f"{folder}/raw/{first}", f"raw/{first}", first)
+        found = _locate(
+            config.name, root, tuple(f"{x}{end}" for end in ("", ".gz") for x in layouts)
+        )
 
         def part(prefix: str) -> Part:
             try:
-                images = read_image_file(str(raw / f"{prefix}-images-idx3-ubyte"))[:, None]
-                labels = read_label_file(str(raw / f"{prefix}-labels-idx1-ubyte"))
-                if images.dtype != torch.uint8 or images.shape[1:] != (1, 28, 28):
-                    raise ValueError(f"images are {images.dtype} {list(images.shape)}")
-            except (
-                OSError,
-                ValueError,
-                AssertionError,
-                RuntimeError,
-                LookupError,
-                TypeError,
-            ) as error:
+                images = _read_idx(found.parent / f"{prefix}-images-idx3-ubyte{found.suffix}", 3)
+                labels = _read_idx(found.parent / f"{prefix}-labels-idx1-ubyte{found.suffix}", 1)
+                if images.shape[1:] != (28, 28):
+                    raise ValueError(f"images are {' x '.join(map(str, images.shape[1:]))}")
+            except (OSError, EOFError, ValueError, zlib.error) as error:
                 raise DataError(
-                    f"the {prefix} files of {config.name} in {raw} cannot be read ({error}); they "
-                    "must be the original idx files, unpacked: copy them again"
+                    f"the {prefix} files of {config.name} in {found.parent} cannot be read "
+                    f"({error}); they must be the original idx files: copy them again"
                 ) from error
             size = config.image_size or 28
-            return resized(images, size, size), labels.numpy().astype(np.int64)
+            pixels = torch.from_numpy(images)[:, None]
+            return resized(pixels, size, size), labels.astype(np.int64)
 
         train, test = part("train"), part("t10k")
         info = DataInfo(

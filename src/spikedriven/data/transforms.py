@@ -40,11 +40,12 @@ def read_image(path: Path, info: DataInfo) -> Tensor:
     Raises:
         DataError: The file is missing or is no whole image.
     """
-    return normalise(decode(path, info.in_channels, info.image_size), info)
+    pixels = decode(path, info.in_channels, info.image_size, info.crop, info.interpolation)
+    return normalise(pixels, info)
 
 
-def decode(path: Path, in_channels: int, size: int) -> Tensor:
-    """Return uint8 [C, size, size]: the shorter side resized, the middle cropped.
+def open_image(path: Path, in_channels: int) -> Image.Image:
+    """Return an image file, whole, in grey or in colour.
 
     Raises:
         DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
@@ -63,16 +64,44 @@ def decode(path: Path, in_channels: int, size: int) -> Tensor:
             f"{path} has pixels of mode {opened.mode}; they must have 8 bits a channel: "
             "convert the file"
         )
+    return image
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return uint8 [C, H, W]."""
     array = torch.from_numpy(np.array(image))
-    pixels = array[None] if in_channels == 1 else array.movedim(-1, 0)
-    scale = size / min(image.size)
-    high, wide = (max(size, round(side * scale)) for side in pixels.shape[1:])
-    top, left = (high - size) // 2, (wide - size) // 2
-    return resized(pixels[None], high, wide)[0, :, top : top + size, left : left + size]
+    return array[None] if array.ndim == 2 else array.movedim(-1, 0)
 
 
-def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """Return uint8 [N, C, height, width], by bilinear interpolation that averages when it shrinks.
+def image_of(pixels: Tensor) -> Image.Image:
+    """Return the image of uint8 [C, H, W], grey or colour."""
+    array = pixels.movedim(0, -1).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def decode(
+    path: Path,
+    in_channels: int,
+    size: int,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
+) -> Tensor:
+    """Return uint8 [C, size, size]: the shorter side resized to size / crop, the middle cropped.
+
+    Raises:
+        DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
+    """
+    pixels = pixels_of(open_image(path, in_channels))
+    shorter = int(size / crop)
+    # Rounded as torchvision and timm do, so that published weights see the images they know.
+    high, wide = (shorter * side // min(pixels.shape[1:]) for side in pixels.shape[1:])
+    top, left = round((high - size) / 2), round((wide - size) / 2)
+    whole = resized(pixels[None], high, wide, interpolation)[0]
+    return whole[:, top : top + size, left : left + size]
+
+
+def resized(images: Tensor, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
+    """Return uint8 [N, C, height, width], by interpolation that averages when it shrinks.
 
     The one place where sizes change: files and stored arrays take the same way.
     """
@@ -80,7 +109,7 @@ def resized(images: Tensor, height: int, width: int) -> Tensor:
         return images
     size = (height, width)
     parts = [
-        F.interpolate(part.float(), size, mode="bilinear", antialias=True)
+        F.interpolate(part.float(), size, mode=interpolation, antialias=True)
         .round()
         .clamp(0, 255)
         .to(torch.uint8)
@@ -109,6 +138,15 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, info: DataInfo) -> None:
         self.config = config
+        self.random_crop = None
+        if config.crop_scale is not None:
+            from timm.data.transforms import RandomResizedCropAndInterpolation
+
+            self.random_crop = RandomResizedCropAndInterpolation(  # type: ignore[no-untyped-call]
+                info.image_size,
+                scale=(config.crop_scale, 1.0),
+                interpolation=info.interpolation,
+            )
         self.rand_augment = None
         if config.rand_augment is not None:
             from timm.data.auto_augment import rand_augment_transform
@@ -124,6 +162,12 @@ class Augment:
                 if operation.name.startswith("Posterize"):
                     operation.aug_fn = _posterize
 
+    def cropped(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """Return a random crop of a whole image, uint8 [C, size, size], drawing from `rng` only."""
+        assert self.random_crop is not None
+        with seeded_globals(int(rng.integers(2**32))):
+            return pixels_of(self.random_crop(image))
+
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         """Return a varied copy, drawing from `rng` only."""
         config = self.config
@@ -138,8 +182,7 @@ class Augment:
             pixels = self._turned(pixels, rng)
         if self.rand_augment is not None:
             with seeded_globals(int(rng.integers(2**32))):
-                varied = self.rand_augment(Image.fromarray(pixels.movedim(0, -1).numpy()))
-            pixels = torch.from_numpy(np.array(varied)).movedim(-1, 0)
+                pixels = pixels_of(self.rand_augment(image_of(pixels)))
         return pixels.contiguous()
 
     def _turned(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:

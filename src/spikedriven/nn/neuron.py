@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spikedriven.core.lif import Norm, lif, norm_lif
+from spikedriven.core.norm import synced_batch_norm
 
 TAU = 2.0
 
@@ -44,6 +45,10 @@ class LIF(nn.Module):
         """
         if norm is None:
             return lif(i, self.decay, self.v_threshold)
+        if isinstance(norm, SyncedNorm):
+            currents = i.expand(num_steps or len(i), *i.shape[1:])
+            normed = norm(currents.flatten(0, 1).to(norm.weight.dtype))
+            return lif(normed.unflatten(0, currents.shape[:2]), self.decay, self.v_threshold)
         return norm_lif(
             i.to(norm.weight.dtype),  # membranes stay in full precision under autocast
             _observed(norm),
@@ -74,6 +79,16 @@ class PLIF(LIF):
 
 
 NEURONS: dict[str, type[LIF]] = {"lif": LIF, "plif": PLIF}
+
+
+class SyncedNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics, while training, are those of all processes together."""
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        """Normalise `x`."""
+        if not self.training:
+            return super().forward(x)
+        return synced_batch_norm(x, _observed(self))
 
 
 def _observed(norm: nn.BatchNorm2d) -> Norm:

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spikedriven.core.synapse import spike_conv2d
-from spikedriven.nn.neuron import LIF
+from spikedriven.nn.neuron import LIF, SyncedNorm
 
 
 class SpikeConv2d(nn.Conv2d):
@@ -57,6 +57,14 @@ class ConvNormLIF(ConvNorm):
         """Return spikes; S = 1 with `num_steps` = T stands for T equal inputs."""
         spikes: Tensor = self.lif(self.raw(s), norm=self.norm, num_steps=num_steps)
         return spikes
+
+
+def sync_norms(model: nn.Module) -> None:
+    """Let every batch norm behind a synapse take its statistics from all processes together."""
+    for module in model.modules():
+        if isinstance(module, ConvNorm):
+            own, module.norm = module.norm, SyncedNorm(module.conv.out_channels)
+            module.norm.load_state_dict(own.state_dict())
 
 
 def pointwise(in_channels: int, out_channels: int, *, bias: bool) -> SpikeConv2d:

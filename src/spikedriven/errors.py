@@ -8,6 +8,9 @@ with code 2; nothing else in the package catches it.
 class SpikeDrivenError(Exception):
     """Base of every error that this package raises on purpose."""
 
+    of_this_process = False
+    """Whether, of several processes, this one alone met it; else the first speaks for all."""
+
 
 class ConfigError(SpikeDrivenError):
     """A setting is unknown or has a value that cannot work."""

@@ -1,5 +1,7 @@
 """One step: the loss, the optimiser and its rate are the published ones."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,8 +9,10 @@ from spikedriven import create_model
 from spikedriven.data import open_data
 from spikedriven.train.config import LossConfig, OptimizerConfig, ScheduleConfig
 from spikedriven.train.losses import loss_of_steps, tet_loss
-from spikedriven.train.module import build_optimizer, mixed, set_rate
+from spikedriven.train.mix import mixed
+from spikedriven.train.module import build_optimizer, set_rate
 from spikedriven.train.recipe import load_recipe
+from spikedriven.train.recompute import recompute_blocks
 
 
 def test_eight_images_are_learned_by_heart():
@@ -76,12 +80,74 @@ def test_lamb_is_timms_with_the_same_groups():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0]
 
 
-def test_mixup_blends_images_and_targets_alike():
-    model = create_model("sdt_tiny", width=16, num_heads=1)
-    labels = torch.arange(6)
-    images = torch.nn.functional.one_hot(labels, 10).float()[:, None, None, :]
-    blend, target = mixed(images, labels, 0.5, model, (1, 2, 3))
-    assert torch.allclose(blend[:, 0, 0], target)
-    assert torch.allclose(target.sum(-1), torch.ones(6))
-    assert torch.equal(blend, mixed(images, labels, 0.5, model, (1, 2, 3))[0])
-    assert not torch.equal(blend, mixed(images, labels, 0.5, model, (1, 2, 4))[0])
+def coded(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose every pixel is their class as a unit vector over the channels."""
+    labels = torch.arange(count)
+    one_hot = torch.nn.functional.one_hot(labels, 10).float()
+    return one_hot[:, :, None, None].expand(-1, -1, 8, 12).contiguous(), labels
+
+
+@pytest.mark.parametrize("config", [LossConfig(mixup=0.5), LossConfig(cutmix=1.0)])
+def test_mixing_gives_each_target_the_share_that_its_images_have(config):
+    images, labels = coded(6)
+    shares = []
+    for step in range(20):
+        blend, target = mixed(images, labels, 10, config, (0, 0, step))
+        assert torch.allclose(blend.mean(dim=(-2, -1)), target, atol=1e-6)
+        assert torch.allclose(target.sum(-1), torch.ones(6))
+        assert torch.equal(blend, mixed(images, labels, 10, config, (0, 0, step))[0])
+        shares.append(target[0].max().item())
+    assert len(set(shares)) > 10
+
+
+def test_cutmix_puts_in_one_rectangle_and_mixup_touches_every_pixel():
+    images, labels = coded(6)
+    is_whole = [
+        bool((mixed(images, labels, 10, config, (0, 0, step))[0] % 1 == 0).all())
+        for config in (LossConfig(cutmix=1.0), LossConfig(mixup=1.0))
+        for step in range(5)
+    ]
+    assert is_whole == [True] * 5 + [False] * 5
+
+
+def test_so_many_batches_are_mixed_and_so_many_of_them_cut():
+    images, labels = coded(6)
+    config = LossConfig(mixup=0.2, cutmix=1.0, mix_probability=0.6, mix_switch=0.25)
+    kinds = {"plain": 0, "cut": 0, "blend": 0}
+    for step in range(400):
+        blend, target = mixed(images, labels, 10, config, (0, 0, step))
+        if target.ndim == 1:
+            kinds["plain"] += 1
+        else:
+            kinds["cut" if bool((blend % 1 == 0).all()) else "blend"] += 1
+    # Three standard deviations of a binomial count of 400 are at most 30.
+    for kind, expected in (("plain", 160), ("cut", 60), ("blend", 180)):
+        assert abs(kinds[kind] - expected) <= 30, kinds
+
+
+def test_recomputed_blocks_give_the_same_bits_and_keep_less():
+    torch.manual_seed(0)
+    whole = create_model("sdt_tiny", width=16, num_heads=1).train()
+    again = copy.deepcopy(whole)
+    recompute_blocks(again)
+    x = torch.rand(4, 1, 16, 16) * 3
+
+    def kept(model) -> int:
+        sizes = []
+
+        def pack(tensor):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model.forward_steps(x).square().mean()
+        loss.backward()
+        return sum(sizes)
+
+    kept_whole, kept_again = kept(whole), kept(again)
+    assert kept_again < 0.7 * kept_whole
+    assert whole.state_dict().keys() == again.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    for (name, one), other in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name

@@ -2,6 +2,8 @@
 
 import csv
 import errno
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 
 from spikedriven.errors import CheckpointError, ConfigError, DataError
 from spikedriven.records import read_records
+from spikedriven.train import checkpoint
 from spikedriven.train import fit as fit_module
 from spikedriven.train.checkpoint import WholeFileIO
 from spikedriven.train.evaluate import evaluate
@@ -114,6 +117,7 @@ def weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
 def assert_same_run(a: Path, b: Path) -> None:
     """Every step's loss, accuracy and rate, in the same rows, and every weight: no tolerance."""
     assert table(a) == table(b)
+    assert (a / "checkpoints/best.safetensors").exists()
     for which in ("last", "best"):
         assert weights(a, which).keys() == weights(b, which).keys()
         for name, tensor in weights(a, which).items():
@@ -222,6 +226,100 @@ def test_a_run_interrupted_in_every_way_resumes_to_the_last_bit(tmp_path):
     assert_same_run(whole, folder)
 
 
+@pytest.mark.parametrize("at_batch", [1, 2, 3, 5])
+def test_a_run_with_checkpoints_inside_an_epoch_resumes_there_to_the_last_bit(
+    finished, tmp_path, at_batch
+):
+    every_two = tiny("trainer.checkpoint_every=2")
+    fit_and_stop(every_two, tmp_path / "cut", at_epoch=1, at_batch=at_batch)
+    state = WholeFileIO().load_checkpoint(tmp_path / "cut/checkpoints/last.ckpt")
+    assert state["global_step"] == 6 + at_batch // 2 * 2
+    steps = []
+    original = Training.training_step
+
+    def watched(self, batch, batch_index):
+        steps.append((self.current_epoch, batch_index))
+        return original(self, batch, batch_index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "training_step", watched)
+        resume(tmp_path / "cut")
+    assert steps[0] == (1, at_batch // 2 * 2)
+    assert len(steps) == 4 * 6 - state["global_step"]
+    assert_same_run(finished, tmp_path / "cut")
+
+
+def test_every_option_resumes_inside_an_epoch_to_the_last_bit(tmp_path):
+    """An average, accumulated gradients, mixing and recomputation, stopped between two batches."""
+    recipe = tiny(
+        "optimizer.ema=0.9",
+        "trainer.accumulate=2",
+        "trainer.recompute=true",
+        "trainer.checkpoint_every=1",
+        "loss.mixup=0.2",
+        "loss.cutmix=1",
+        "loss.mix_probability=0.7",
+        "data.augment.crop_scale=0.5",
+        "schedule.epochs=2",
+    )
+    fit(recipe, run_dir=tmp_path / "whole")
+    fit_and_stop(recipe, tmp_path / "cut", at_epoch=1, at_batch=3)
+    state = WholeFileIO().load_checkpoint(tmp_path / "cut/checkpoints/last.ckpt")
+    assert state["global_step"] == 3 + 1
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_average_is_that_of_the_steps_weights_and_is_what_is_tested(tmp_path):
+    recipe = tiny("optimizer.ema=0.8", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    seen = []
+    original = Training.optimizer_step
+
+    def watched(self, *arguments, **keywords):
+        if not seen:
+            seen.append(self.model.head.weight.detach().clone())
+        original(self, *arguments, **keywords)
+        seen.append(self.model.head.weight.detach().clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "optimizer_step", watched)
+        fit(recipe, run_dir=tmp_path / "run")
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.8 * average + 0.2 * weight
+    assert len(seen) == 1 + 6
+    # Six roundings of single precision.
+    assert torch.allclose(weights(tmp_path / "run")["head.weight"], average, atol=1e-6)
+    assert not torch.allclose(seen[-1], average, atol=1e-4)
+
+
+def test_the_optimiser_steps_once_for_accumulated_batches(tmp_path):
+    steps = []
+    original = Training.optimizer_step
+
+    def watched(self, epoch, batch_index, optimizer, closure):
+        original(self, epoch, batch_index, optimizer, closure)
+        steps.append(batch_index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "optimizer_step", watched)
+        fit(tiny("trainer.accumulate=4", "schedule.epochs=2"), run_dir=tmp_path / "run")
+    assert steps == [3, 5, 3, 5]  # six batches an epoch: the last two step together
+
+
+def test_nothing_is_logged_twice_or_lost_at_any_distance_of_log_and_checkpoint(
+    tmp_path, monkeypatch
+):
+    for log_every, checkpoint_every in ((2, 3), (3, 2), (2, 2)):
+        monkeypatch.setattr(fit_module, "LOG_EVERY", log_every)
+        recipe = tiny(f"trainer.checkpoint_every={checkpoint_every}", "schedule.epochs=2")
+        folder = tmp_path / f"{log_every}{checkpoint_every}"
+        fit(recipe, run_dir=folder / "whole")
+        fit_and_stop(recipe, folder / "cut", at_epoch=0, at_batch=4)
+        fit_module.resume(folder / "cut")
+        assert_same_run(folder / "whole", folder / "cut")
+
+
 def test_a_run_without_validation_resumes_too_and_has_no_best(tmp_path):
     recipe = tiny("schedule.epochs=2", "data.validation_fraction=0", "data.batch_size=512")
     fit(recipe, run_dir=tmp_path / "whole")
@@ -260,11 +358,10 @@ def test_the_log_is_written_out_before_the_state_that_follows_it(tmp_path, monke
 
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_whole(finished, tmp_path, monkeypatch):
     folder = tmp_path / "full"
-    real, calls = os.fsync, []
+    real = os.fsync
 
     def fills_up(handle):
-        calls.append(handle)
-        if len(calls) > 5:  # best, last and state of the first epoch, then some
+        if (folder / "checkpoints/last.ckpt").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
@@ -272,7 +369,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_whole(finished, tmp
         patch.setattr(os, "fsync", fills_up)
         with pytest.raises(CheckpointError, match="No space left"):
             fit(tiny(), run_dir=folder)
-    assert WholeFileIO().load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] in (6, 12)
+    assert WholeFileIO().load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 6
     resume(folder)
     assert_same_run(finished, folder)
 
@@ -312,28 +409,63 @@ class _RunsCode:
         return (pytest.fail, ("the pickle ran code",))
 
 
+def with_mark(content: bytes) -> bytes:
+    """What an attacker would write: a state file with a right checksum."""
+    return checkpoint._MARK + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def pickled(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
 def test_a_hostile_training_state_is_refused_and_not_run(cut):
-    for protocol in (2, 5):
-        (cut / "checkpoints/last.ckpt").write_bytes(pickle.dumps(_RunsCode(), protocol=protocol))
+    (cut / "checkpoints/before.ckpt").unlink()
+    hostile = [pickle.dumps(_RunsCode(), protocol=protocol) for protocol in (2, 5)]
+    for content in (*hostile, pickled({"state_dict": _RunsCode()})):
+        (cut / "checkpoints/last.ckpt").write_bytes(with_mark(content))
         with pytest.raises(CheckpointError, match="was not run"):
             resume(cut)
-    torch.save({"state_dict": _RunsCode()}, cut / "checkpoints/last.ckpt")
-    with pytest.raises(CheckpointError, match="was not run"):
-        resume(cut)
 
 
-def test_a_damaged_training_state_is_refused(cut):
+def test_a_damaged_training_state_is_refused_where_none_is_left(cut):
+    (cut / "checkpoints/before.ckpt").unlink()
     file = cut / "checkpoints/last.ckpt"
     whole = file.read_bytes()
-    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-100]):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"last\.ckpt") as refusal:
             resume(cut)
         assert "\n" not in str(refusal.value)
     for foreign in ({"weights": 1}, torch.zeros(2)):
-        torch.save(foreign, file)
+        file.write_bytes(with_mark(pickled(foreign)))
         with pytest.raises(CheckpointError, match="no training state"):
             resume(cut)
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "altered"])
+def test_a_damaged_state_gives_way_to_the_one_before_and_one_line_says_so(finished, cut, damage):
+    file = cut / "checkpoints/last.ckpt"
+    content = bytearray(file.read_bytes())
+    file.unlink()
+    if damage != "lost":
+        content[-100] ^= 1
+        file.write_bytes(content[:-1] if damage == "cut" else content)
+    lines = []
+    resume(cut, say=lines.append)
+    assert [line for line in lines if "last.ckpt" in line] == lines[:1]
+    assert lines[0].endswith("the state before it, after step 6, is whole and taken")
+    assert_same_run(finished, cut)
+
+
+def test_a_kill_between_the_two_renamings_loses_one_state_only(finished, cut):
+    (cut / "checkpoints/last.ckpt").rename(cut / "checkpoints/before.ckpt")
+    (cut / "checkpoints/next.ckpt").write_bytes(b"whole or not, it is written anew")
+    resume(cut)
+    assert_same_run(finished, cut)
 
 
 def test_a_run_continues_only_with_the_recipe_that_it_began_with(cut):

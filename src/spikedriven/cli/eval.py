@@ -16,6 +16,7 @@ def run(options: Namespace) -> int:
         data_root=Path(options.data) if options.data else None,
         split=options.split,
         weights=options.weights,
+        settings=options.settings,
     )
     if options.json:
         show_json(asdict(result))

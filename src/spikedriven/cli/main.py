@@ -56,10 +56,12 @@ def build_parser() -> ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="key=value", help="schedule.epochs=3")
     train.add_argument("--data", metavar="DIR", help="folder of the dataset")
     train.add_argument("--run", metavar="DIR", help="folder to make; default runs/RECIPE")
+    train.add_argument("--seeds", metavar="0,1,2", help="train once with each; mean and deviation")
     train.add_argument("--resume", metavar="RUN", help="continue this run")
 
     evaluate = verb("eval", "evaluate a run")
     evaluate.add_argument("run", metavar="RUN")
+    evaluate.add_argument("settings", nargs="*", metavar="key=value", help="data.image_size=288")
     evaluate.add_argument("--data", metavar="DIR", help="folder of the dataset")
     evaluate.add_argument("--split", default="test", help="test or validation")
     evaluate.add_argument("--weights", help="last or best; default: the recipe's")
@@ -147,6 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all
         if debug:
             traceback.print_exc()
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0" and not getattr(
+            error, "of_this_process", False
+        ):
+            return BAD_INPUT  # of several training processes the first speaks for all
         return _fail(_sentence(error), BAD_INPUT)
 
 
@@ -200,7 +206,7 @@ def parse(words: list[str]) -> Namespace:
 
 def _collect(word: str, options: Namespace) -> bool:
     """Add a late word to the list it belongs to; return whether there is one."""
-    if options.verb == "train" and "=" in word:
+    if options.verb in ("train", "eval") and "=" in word:
         options.settings.append(word)
     elif options.verb in ("predict", "run"):
         options.images.append(word)

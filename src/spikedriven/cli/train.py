@@ -14,20 +14,21 @@ from spikedriven.errors import ConfigError
 def run(options: Namespace) -> int:
     """Train or resume, then say what came out."""
     from spikedriven.train.fit import fit, resume
+    from spikedriven.train.processes import this_rank
     from spikedriven.train.recipe import load_recipe
 
-    on_terminal = sys.stdout.isatty()
+    on_terminal = sys.stdout.isatty() and this_rank() == 0
     keywords: dict[str, Any] = {
         "data_root": Path(options.data) if options.data else None,
         "show_progress": on_terminal,
-        "say": None if on_terminal else say,
+        "say": say,
     }
     start: Callable[[], dict[str, Any]]
     if options.resume is not None:
-        if options.recipe is not None or options.run is not None:
+        if any(word is not None for word in (options.recipe, options.run, options.seeds)):
             raise ConfigError(
                 "--resume continues a run as it was started; it must stand without a recipe, "
-                "settings or --run: leave them out"
+                "settings, --run or --seeds: leave them out"
             )
         folder = Path(options.resume)
         start = partial(resume, folder, **keywords)
@@ -39,6 +40,8 @@ def run(options: Namespace) -> int:
             )
         recipe = load_recipe(options.recipe, options.settings)
         folder = Path(options.run) if options.run else Path("runs") / Path(options.recipe).stem
+        if options.seeds is not None:
+            return _run_seeds(recipe, _seeds(options.seeds), folder, keywords)
         start = partial(fit, recipe, run_dir=folder, **keywords)
     try:
         metrics = start()
@@ -48,7 +51,34 @@ def run(options: Namespace) -> int:
         hint = command("train", "--resume", folder, *data) if started else "the same command"
         print(f"interrupted; continue with: {hint}", file=sys.stderr)
         return 130
-    _show(metrics, folder)
+    if this_rank() == 0:
+        _show(metrics, folder)
+    return 0
+
+
+def _seeds(words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--seeds is {words!r}; it must be whole numbers with commas between them: "
+            "write for example --seeds 0,1,2"
+        ) from error
+
+
+def _run_seeds(recipe: Any, seeds: list[int], folder: Path, keywords: dict[str, Any]) -> int:
+    from spikedriven.train.seeds import fit_seeds
+
+    try:
+        result = fit_seeds(recipe, seeds, run_dir=folder, **keywords)
+    except KeyboardInterrupt:
+        print("interrupted; continue with the same command", file=sys.stderr)
+        return 130
+    say()
+    for seed, accuracy in zip(result["seeds"], result["test_accuracy"], strict=True):
+        say(f"seed {seed}: test accuracy {accuracy:.4f}")
+    say(f"Mean {result['mean']:.4f} ± {result['sd']:.4f} (deviation of one run)")
+    say(f"Everything is in {folder}.")
     return 0
 
 

@@ -51,6 +51,9 @@ class OptimizerConfig:
     """Learning rate after warm-up."""
     weight_decay: float = 0.05
     """Applied to weights, never to biases and other vectors."""
+    ema: float | None = None
+    """Decay, per step, of an average of the weights, which is then what is validated, kept and
+    tested. None keeps none."""
 
     def __post_init__(self) -> None:
         _require(
@@ -69,6 +72,13 @@ class OptimizerConfig:
             self.weight_decay,
             "at least 0 and finite",
             "use 0 for none",
+        )
+        _require(
+            self.ema is None or 0 < self.ema < 1,
+            "optimizer.ema",
+            self.ema,
+            "in (0, 1)",
+            "0.999 is usual, leave it out for none",
         )
 
 
@@ -119,8 +129,14 @@ class LossConfig:
     """Share of the target spread over all classes."""
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    mix_probability: float = 1.0
+    """Share of the batches that are mixed, by either."""
+    mix_switch: float = 0.5
+    """Share of these that take CutMix, where both are on."""
     mixup_epochs: int | None = None
-    """Epochs with mixup, from the first; None means all."""
+    """Epochs with mixup or CutMix, from the first; None means all."""
     tet_weight: float | None = None
     """Temporal efficient training: cross-entropy at every step, with this weight on a pull of all
     logits towards 1. None takes the cross-entropy of the mean over steps."""
@@ -156,7 +172,10 @@ class LossConfig:
             "all or attention",
             "choose one",
         )
-        for name in ("mixup", "mixup_epochs", "energy_weight"):
+        for name in ("mix_probability", "mix_switch"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, f"loss.{name}", share, "in [0, 1]", "0.5 is every other")
+        for name in ("mixup", "cutmix", "mixup_epochs", "energy_weight"):
             value = getattr(self, name)
             _require(
                 value is None or 0 <= value < math.inf,
@@ -168,21 +187,59 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A teacher whose answers are learned beside the labels."""
+
+    teacher: str | None = None
+    """A network of timm's, trained on the same classes; None learns from labels alone."""
+    weights: str | None = None
+    """File of its weights; None takes those that timm downloads."""
+    weight: float = 0.5
+    """Share of the loss that is the teacher's; the rest is the labels'."""
+    hard: bool = False
+    """Follow the teacher's first choice alone, not its probabilities."""
+    temperature: float = 1.0
+    """Of the probabilities: above 1 the smaller ones count more."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.weight <= 1, "distill.weight", self.weight, "in (0, 1]", "0.5 is usual")
+        _require(
+            0 < self.temperature < math.inf,
+            "distill.temperature",
+            self.temperature,
+            "above 0 and finite",
+            "1 to 4 are usual",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Where and how precisely: passed to Lightning's Trainer."""
 
     accelerator: str = "auto"
     """`auto`, `cpu` or `gpu`."""
     devices: int = 1
+    """Processes on each machine, each with a device of its own and a part of every batch: with
+    several, `data.batch_size` is that of one of them."""
+    nodes: int = 1
+    """Machines."""
+    sync_batch_norm: bool = False
+    """Let batch norm see the batches of all processes together; else each sees its own."""
     precision: str = "32-true"
-    """`32-true`, `bf16-mixed` or `16-mixed`."""
+    """`32-true`, `64-true`, `bf16-mixed` or `16-mixed`."""
     gradient_clip: float | None = None
     """Largest norm of the gradient; None does not clip."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged before the optimiser steps."""
+    recompute: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    checkpoint_every: int | None = None
+    """Optimiser steps between two checkpoints inside an epoch; None writes them at epochs' ends."""
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("accelerator", ("auto", "cpu", "gpu")),
-            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
+            ("precision", ("32-true", "64-true", "bf16-mixed", "16-mixed")),
         ):
             value = getattr(self, name)
             _require(
@@ -192,11 +249,24 @@ class TrainerConfig:
                 f"one of {', '.join(choices)}",
                 "choose one",
             )
-        if self.devices != 1:
+        for name in ("devices", "nodes"):
+            number = getattr(self, name)
+            _require(number >= 1, f"trainer.{name}", number, "at least 1", "1 is usual")
+        if self.sync_batch_norm and self.processes == 1:
             raise ConfigError(
-                f"trainer.devices is {self.devices}; it must be 1, because the order of the data "
-                "is not yet divided among processes: leave it out"
+                "trainer.sync_batch_norm is set and there is one process; there must be several "
+                "to take statistics from: raise trainer.devices or leave it out"
             )
+        _require(
+            self.accumulate >= 1, "trainer.accumulate", self.accumulate, "at least 1", "1 is usual"
+        )
+        _require(
+            self.checkpoint_every is None or self.checkpoint_every >= 1,
+            "trainer.checkpoint_every",
+            self.checkpoint_every,
+            "at least 1",
+            "leave it out for none",
+        )
         clip = self.gradient_clip
         _require(
             clip is None or 0 < clip < math.inf,
@@ -205,6 +275,11 @@ class TrainerConfig:
             "above 0 and finite",
             "leave it out for none",
         )
+
+    @property
+    def processes(self) -> int:
+        """Processes on all machines together."""
+        return self.devices * self.nodes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,6 +291,7 @@ class Recipe:
     schedule: ScheduleConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
     seed: int = 0
     """Seed of the weights, of the order of the data and of its variation."""
@@ -235,6 +311,11 @@ class Recipe:
             raise ConfigError(
                 f"schedule.min_lr is {self.schedule.min_lr}; it must not be above optimizer.lr, "
                 f"{self.optimizer.lr}: lower it"
+            )
+        if self.trainer.recompute and self.loss.energy_budget is not None:
+            raise ConfigError(
+                "trainer.recompute is set beside loss.energy_budget, which must see each spike of "
+                "one forward pass: leave one of them out"
             )
         if self.evaluate == "best" and self.data.validation_fraction == 0:
             raise ConfigError(

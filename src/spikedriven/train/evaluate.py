@@ -1,19 +1,25 @@
 """What a trained model gets right, counted exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from spikedriven.data import ArrayDataset, Splits, make_loader, open_data
+from spikedriven.data import ArrayDataset, PartSampler, Splits, make_loader, open_data
 from spikedriven.errors import ConfigError, DataError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.config import Recipe
+from spikedriven.train.processes import sum_over_processes, this_place
+from spikedriven.train.recipe import load_recipe
 from spikedriven.train.run import Run
 
 BATCH = 128
+
+READING = ("data.image_size", "data.crop", "data.interpolation")
+"""What an evaluation may set: how images are read, never which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,7 @@ def evaluate(
     data_root: Path | None = None,
     split: str = "test",
     weights: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a run's weights.
 
@@ -70,23 +77,35 @@ def evaluate(
         data_root: Folder of the data, where it is not embedded.
         split: `test` or `validation`.
         weights: `last` or `best`; by default what the recipe says.
+        settings: `key=value` of how images are read, where it is not as in training:
+            `data.image_size=288 data.crop=0.9`.
 
     Raises:
-        ConfigError: The folder is no run, or split or weights are unknown.
+        ConfigError: The folder is no run, or split, weights or a setting are unknown.
         CheckpointError: The weights are damaged.
         DataError: The data is missing, or the split is empty.
     """
     if split not in ("test", "validation"):
         raise ConfigError(f"split is {split!r}; it must be test or validation: choose one")
     run = Run.open(run_dir)
-    model = run.model(weights).to(device_for(run.recipe()))
-    splits = open_run_data(run, data_root)
+    foreign = [word for word in settings if word.partition("=")[0] not in READING]
+    if foreign:
+        raise ConfigError(
+            f"{foreign[0]!r} is set for an evaluation; only how images are read can be, by "
+            f"{', '.join(READING)}: leave it out"
+        )
+    recipe = load_recipe(run.recipe_file, settings)
+    model = run.model(weights).to(device_for(recipe))
+    splits = open_data(recipe.data, data_root, seed=recipe.seed)
     return evaluate_model(model, splits.test if split == "test" else splits.validation)
 
 
 @torch.inference_mode()
 def evaluate_model(model: SpikeDrivenTransformer, dataset: ArrayDataset) -> Evaluation:
     """Evaluate a model in evaluation mode; it is left in the mode it was in.
+
+    Several processes that share a run evaluate their part each, every image in exactly one, and
+    all return the result over the whole.
 
     Raises:
         DataError: The dataset is empty.
@@ -98,22 +117,31 @@ def evaluate_model(model: SpikeDrivenTransformer, dataset: ArrayDataset) -> Eval
         )
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
     num_classes = model.config.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    total_loss = 0.0
+    total_loss = torch.zeros((), dtype=torch.float64)
+    place = this_place()
+    left = PartSampler(len(dataset), place).own
     with count_spikes(model) as counts:
-        for images, labels in make_loader(dataset, batch_size=BATCH):
-            logits = model(images.to(device)).cpu().float()
-            total_loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        for batch in make_loader(dataset, batch_size=BATCH, place=place):
+            images, labels = (part[:left] for part in batch)
+            left -= len(labels)
+            if len(labels) == 0:
+                break
+            logits = model(images.to(parameter)).cpu().float()
+            total_loss += F.cross_entropy(logits, labels, reduction="sum")
             cells = labels * num_classes + logits.argmax(-1)
             confusion += torch.bincount(cells, minlength=num_classes**2).view_as(confusion)
+    fired = torch.tensor([(count.fired, count.sites) for count in counts.values()])
+    for total in (confusion, total_loss, fired):
+        total.copy_(sum_over_processes(total.to(parameter.device)))
     model.train(was_training)
     return Evaluation(
         accuracy=int(confusion.trace()) / len(dataset),
-        loss=total_loss / len(dataset),
+        loss=float(total_loss) / len(dataset),
         count=len(dataset),
         confusion=confusion.tolist(),
-        firing_rates={name: count.rate for name, count in counts.items()},
+        firing_rates=dict(zip(counts, (fired[:, 0].double() / fired[:, 1]).tolist(), strict=True)),
         classes=dataset.info.classes,
     )

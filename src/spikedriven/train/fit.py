@@ -10,16 +10,24 @@ from typing import Any
 import lightning
 import torch
 
-from spikedriven.data import Splits, make_loader, open_data
-from spikedriven.errors import BackendError, CheckpointError, ConfigError
+from spikedriven.data import ArrayDataset, Loader, Splits, make_loader, open_data
+from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.nn.synapse import sync_norms
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
-from spikedriven.train.checkpoint import KeepWeights, WholeFileIO
+from spikedriven.train.checkpoint import KeepWeights, WholeFileIO, newest_state, table_of
 from spikedriven.train.config import Recipe
+from spikedriven.train.distill import open_teacher
 from spikedriven.train.evaluate import device_for, evaluate_model
-from spikedriven.train.log import line_writer, open_loggers, quiet_lightning
+from spikedriven.train.log import line_writer, open_board, quiet_lightning
 from spikedriven.train.module import Training
+from spikedriven.train.processes import (
+    check_processes,
+    explained_processes,
+    this_place,
+    this_rank,
+)
 from spikedriven.train.progress import Bar, EpochLine
 from spikedriven.train.run import Run
 from spikedriven.train.watch import Watch
@@ -42,7 +50,7 @@ def fit(
         run_dir: Folder to make; it must not exist.
         data_root: Folder of the data, where it is not embedded.
         show_progress: Draw a progress bar on the terminal.
-        say: Receives one line per epoch.
+        say: Receives one line per epoch where no bar is drawn, and what else must be said.
 
     Returns:
         What `metrics.json` in the folder holds.
@@ -52,13 +60,14 @@ def fit(
         DataError: The data is missing or damaged.
         CheckpointError: A checkpoint cannot be written; the one before it is whole.
         DivergedError: The loss is no longer a number.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; `resume` continues from the last whole epoch.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; `resume` continues from the last state.
     """
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
-    _check_devices(recipe)
+    check_processes(recipe.trainer)
     torch.manual_seed(recipe.seed)
-    model = _model_for(recipe, splits)
-    return _train(Run.create(run_dir, recipe), model, splits, show_progress, say)
+    training = _training_for(recipe, splits)
+    run = Run.create(run_dir, recipe) if this_rank() == 0 else Run(run_dir)
+    return _train(run, training, splits, show_progress, say)
 
 
 def resume(
@@ -68,7 +77,7 @@ def resume(
     show_progress: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Continue a run after its last whole epoch; on a CPU, to the last bit as if never stopped.
+    """Continue a run from its last state; on a CPU, to the last bit as if it never stopped.
 
     Arguments, result and errors as in `fit`; besides,
 
@@ -78,7 +87,7 @@ def resume(
     """
     run = Run.open(run_dir)
     recipe = run.recipe()
-    _check_devices(recipe)
+    check_processes(recipe.trainer)
     if run.metrics():
         raise ConfigError(
             f"{run_dir} has finished; only a run that stopped early can be continued: "
@@ -86,7 +95,14 @@ def resume(
         )
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
-    return _train(run, _model_for(recipe, splits), splits, show_progress, say)
+    return _train(run, _training_for(recipe, splits), splits, show_progress, say)
+
+
+def _training_for(recipe: Recipe, splits: Splits) -> Training:
+    model = _model_for(recipe, splits)
+    if recipe.trainer.sync_batch_norm:
+        sync_norms(model)
+    return Training(model, recipe, open_teacher(recipe.distill, splits.info))
 
 
 def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
@@ -97,7 +113,7 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
         if wanted.get(name, number) != number:
             raise ConfigError(
                 f"model.{name} is {wanted[name]}; it must be {number}, as {info.name} has it: "
-                "leave it out"
+                f"set model.{name}={number} or choose other data"
             )
     model = create_model(recipe.model.name, **(wanted | found))
     stride = model.config.stride
@@ -113,35 +129,33 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     return model
 
 
-def _check_devices(recipe: Recipe) -> None:
-    if recipe.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise BackendError(
-            "a GPU is asked for and none is there; the accelerator must exist: "
-            "set trainer.accelerator=cpu"
-        )
-
-
 def _train(
     run: Run,
-    model: SpikeDrivenTransformer,
+    training: Training,
     splits: Splits,
     show_progress: bool,
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    recipe = run.recipe()
-    state = run.state_file if run.state_file.exists() else None
-    steps_done = WholeFileIO().load_checkpoint(state)["global_step"] if state else 0
-    watch, keep = Watch(), KeepWeights(run)
-    # A weight that is no number is met before it is kept; an epoch is announced once it is.
-    callbacks = [watch, keep, EpochLine(line_writer(run, say)), *([Bar()] if show_progress else [])]
-    with quiet_lightning(), _explained(run):
+    recipe = training.recipe
+    config = recipe.trainer
+    path, state = newest_state(run, line_writer(run, say))
+    table = table_of(run, state)
+    watch, keep = Watch(), KeepWeights(run, table, config.checkpoint_every)
+    # A loss that is no number is met before anything is kept; an epoch is announced once it is.
+    epoch_line = EpochLine(line_writer(run, None if show_progress else say))
+    callbacks = [watch, keep, epoch_line, *([Bar()] if show_progress else [])]
+    with quiet_lightning(), _explained(run), explained_processes(config):
         trainer = lightning.Trainer(
-            accelerator=recipe.trainer.accelerator,
-            devices=1,
-            precision=recipe.trainer.precision,  # type: ignore[arg-type]
-            gradient_clip_val=recipe.trainer.gradient_clip,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy="ddp" if config.processes > 1 else "auto",
+            use_distributed_sampler=False,  # ours divide every batch, and lose no sample
+            precision=config.precision,  # type: ignore[arg-type]
+            gradient_clip_val=config.gradient_clip,
+            accumulate_grad_batches=config.accumulate,
             max_epochs=recipe.schedule.total_epochs,
-            logger=open_loggers(run, steps_done),
+            logger=[table, open_board(run, state["global_step"] if state else 0)],
             callbacks=callbacks,
             plugins=[WholeFileIO()],
             enable_checkpointing=False,
@@ -151,12 +165,12 @@ def _train(
             num_sanity_val_steps=0,
         )
         try:
-            trainer.fit(Training(model, recipe), *_loaders(recipe, splits), ckpt_path=state)
+            trainer.fit(training, datamodule=Data(recipe, splits), ckpt_path=path)
         except SystemExit:
             if watch.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        return _finish(run, splits, keep.seconds)
+        return _finish(run, recipe, splits, keep.seconds)
 
 
 @contextmanager
@@ -174,25 +188,41 @@ def _explained(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _loaders(recipe: Recipe, splits: Splits) -> tuple[Any, Any]:
-    data = recipe.data
-    train = make_loader(
-        splits.train,
-        batch_size=data.batch_size,
-        shuffle=True,
-        seed=recipe.seed,
-        num_workers=data.num_workers,
-    )
-    if len(splits.validation) == 0:
-        return train, None
-    return train, make_loader(
-        splits.validation, batch_size=data.batch_size, num_workers=data.num_workers
-    )
+class Data(lightning.LightningDataModule):
+    """The loaders of a recipe, made once the processes know one another.
+
+    Args:
+        recipe: Batch size, workers and seed.
+        splits: The data.
+    """
+
+    def __init__(self, recipe: Recipe, splits: Splits) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.splits = splits
+
+    def train_dataloader(self) -> Loader:
+        """Return this process's part of the training images, in random order."""
+        return self._loader(self.splits.train, shuffle=True)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Return its part of the validation images, or nothing where none were held out."""
+        return self._loader(self.splits.validation) if len(self.splits.validation) else []
+
+    def _loader(self, dataset: ArrayDataset, *, shuffle: bool = False) -> Loader:
+        data = self.recipe.data
+        return make_loader(
+            dataset,
+            batch_size=data.batch_size,
+            shuffle=shuffle,
+            seed=self.recipe.seed,
+            num_workers=data.num_workers,
+            place=this_place(),
+        )
 
 
-def _finish(run: Run, splits: Splits, seconds: float) -> dict[str, Any]:
-    """Test once, and write down what came out."""
-    recipe = run.recipe()
+def _finish(run: Run, recipe: Recipe, splits: Splits, seconds: float) -> dict[str, Any]:
+    """Test once, each process its part, and write down what came out."""
     device = device_for(recipe)
     model = run.model().to(device)
     result = evaluate_model(model, splits.test)
@@ -216,6 +246,8 @@ def _finish(run: Run, splits: Splits, seconds: float) -> dict[str, Any]:
         "commit": commit,
         "device": machine,
     }
+    if this_rank() > 0:
+        return metrics
     subject = f"{recipe.model.name} on {recipe.data.name}"
     values = [
         ("test_accuracy", result.accuracy, "1", result.count),

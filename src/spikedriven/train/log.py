@@ -1,49 +1,101 @@
 """The logs of a run: written as it goes, continued where it stopped, and Lightning kept quiet."""
 
 import csv
+import io
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from spikedriven.records import write_whole
 from spikedriven.train.run import Run
 
+Row = Mapping[str, float | int | str]
 
-def open_loggers(run: Run, steps_done: int) -> list[CSVLogger | TensorBoardLogger]:
-    """Return the loggers of a run; what was logged before `steps_done` stays, the rest goes.
+# Rows between two writings of the table; a checkpoint and an epoch's end write it too.
+ROWS_AT_ONCE = 100
+
+
+class Table(Logger):
+    """`metrics.csv`: what was logged, row by row; at every moment the file on the disk is whole.
 
     Args:
-        run: Where to log.
-        steps_done: Training steps of the whole epochs so far; 0 begins anew.
+        path: The file.
+        kept: How many of its rows stay; those behind them were logged after the state that
+            training continues from.
     """
-    earlier = _rows_before(run, steps_done)
-    table = CSVLogger(run.folder, name="", version="")
-    # The logger removes an older file when it opens: its rows are handed over and written at once.
-    table.experiment.metrics.extend(earlier)
-    table.save()
-    board = TensorBoardLogger(run.folder, name="tensorboard", version="", purge_step=steps_done)
-    return [table, board]
+
+    def __init__(self, path: Path, kept: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: list[Row] = _rows(path)[:kept]
+        self.unwritten = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "table"
+
+    @property
+    def version(self) -> str:
+        """There is one table in a run."""
+        return ""
+
+    def log_hyperparams(self, *_args: Any, **_kwargs: Any) -> None:
+        """Leave the recipe to `recipe.yaml`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        assert step is not None
+        self.rows.append({**metrics, "step": step})
+        self.unwritten += 1
+        if self.unwritten >= ROWS_AT_ONCE:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write all rows."""
+        columns = sorted({name for row in self.rows for name in row})
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue().encode())
+        self.unwritten = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        del status
+        if self.unwritten:
+            self.save()
 
 
-def _rows_before(run: Run, steps_done: int) -> list[dict[str, str]]:
-    if not run.table_file.exists():
+def _rows(path: Path) -> list[Row]:
+    if not path.exists():
         return []
-    with run.table_file.open(newline="", encoding="utf-8", errors="replace") as file:
-        # A full disk may have cut the last row short: it lacks cells, and is not kept.
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        # Another program may have cut the last row short: it lacks cells, and is not kept.
         whole = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [
-        {name: cell for name, cell in row.items() if cell}
-        for row in whole
-        if row["step"].isdecimal() and int(row["step"]) < steps_done
-    ]
+    return [{name: cell for name, cell in row.items() if cell} for row in whole]
+
+
+def open_board(run: Run, steps_done: int) -> Logger:
+    """Return TensorBoard's logger; what it logged after `steps_done` training steps goes."""
+    return TensorBoardLogger(run.folder, name="tensorboard", version="", purge_step=steps_done)
 
 
 def line_writer(run: Run, say: Callable[[str], None] | None) -> Callable[[str], None]:
     """Return a function that puts a line into `train.log`, with its time, and passes it on."""
 
+    @rank_zero_only
     def write(line: str) -> None:
         with run.log_file.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")

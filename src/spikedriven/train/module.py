@@ -3,12 +3,12 @@
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import Lamb
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -18,7 +18,10 @@ from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.budget import executed_share, over_budget
 from spikedriven.train.config import OptimizerConfig, Recipe, ScheduleConfig
+from spikedriven.train.distill import Teacher, distillation_loss
 from spikedriven.train.losses import loss_of_steps
+from spikedriven.train.mix import mixed
+from spikedriven.train.recompute import recompute_blocks
 
 # Counting every spike costs a pass over each layer; one step in so many is enough to watch.
 RATE_EVERY = 20
@@ -30,15 +33,33 @@ class Training(lightning.LightningModule):
     Args:
         model: The model; it is trained in place.
         recipe: What to do with it.
+        teacher: Whose answers it learns beside the labels, if the recipe names one.
     """
 
-    def __init__(self, model: SpikeDrivenTransformer, recipe: Recipe) -> None:
+    def __init__(
+        self, model: SpikeDrivenTransformer, recipe: Recipe, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
+        self.teacher = teacher
         self.model = model
         self.recipe = recipe
+        decay = recipe.optimizer.ema
+        self.average = None if decay is None else ModelEmaV3(model, decay=decay)
+        if recipe.trainer.recompute:
+            recompute_blocks(model)
         num_classes = model.config.num_classes
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.validation_loss = MeanMetric()
+        self.row: dict[str, float] = {}
+        """What the last step logged; a firing rate stands until the next is counted."""
+
+    @property
+    def kept(self) -> SpikeDrivenTransformer:
+        """The model that is validated, kept and tested: the averaged one where there is one."""
+        if self.average is None:
+            return self.model
+        averaged: SpikeDrivenTransformer = self.average.module
+        return averaged
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser; its rate is set at the start of every epoch."""
@@ -48,9 +69,16 @@ class Training(lightning.LightningModule):
         """Set this epoch's rate, a function of the epoch alone."""
         set_rate(self._optimizer(), self.recipe.schedule, self.current_epoch)
 
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """Let the average follow every step of the optimiser."""
+        super().optimizer_step(*arguments, **keywords)
+        if self.average is not None:
+            self.average.update(self.model)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the recipe beside the state that it led to."""
+        """Put the recipe beside the state, and what the last step logged."""
         checkpoint["recipe"] = self.recipe.to_yaml()
+        checkpoint["row"] = self.row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the state is this recipe's.
@@ -65,35 +93,49 @@ class Training(lightning.LightningModule):
                 "the training state belongs to another recipe than the recipe.yaml beside it; a "
                 "run can only continue as it was started: undo the change, or start another run"
             )
+        self.row = checkpoint["row"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch."""
         images, labels = batch
         target: Tensor = labels
         if self._mixes():
-            seed = (self.recipe.seed, self.current_epoch, batch_index)
-            images, target = mixed(images, labels, self.recipe.loss.mixup, self.model, seed)
-        if batch_index % RATE_EVERY == 0:
+            part = batch_index * self.trainer.world_size + self.global_rank
+            seed = (self.recipe.seed, self.current_epoch, part)
+            num_classes = self.model.config.num_classes
+            images, target = mixed(images, labels, num_classes, self.recipe.loss, seed)
+        rate = self.row.get("firing_rate")
+        if batch_index % RATE_EVERY == 0 or rate is None:
             with count_spikes(self.model) as counts:
                 steps, penalty = self._forward(images)
             fired = sum(count.fired for count in counts.values())
             rate = fired / sum(count.sites for count in counts.values())
-            self.log("firing_rate", rate, prog_bar=True)
-            self.log("lr", self._optimizer().param_groups[0]["lr"])
         else:
             steps, penalty = self._forward(images)
-        loss = loss_of_steps(steps, target, self.recipe.loss) + penalty
+        self._note("firing_rate", rate)
+        self._note("lr", self._optimizer().param_groups[0]["lr"], on_bar=False)
+        loss = loss_of_steps(steps, target, self.recipe.loss)
+        if self.teacher is not None:
+            distill = self.recipe.distill
+            followed = distillation_loss(steps.mean(0), self.teacher(images), distill)
+            loss = (1 - distill.weight) * loss + distill.weight * followed
+        loss = loss + penalty
         hits = (steps.detach().mean(0).argmax(-1) == labels).float().mean()
-        self.log("loss", loss, prog_bar=True)
-        self.log("accuracy", hits, prog_bar=True)
-        return loss
+        self._note("loss", loss.detach())
+        self._note("accuracy", hits)
+        loader: Any = self.trainer.train_dataloader
+        weight: float = loader.sampler.weight(batch_index)
+        return loss * weight
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _batch_index: int) -> None:
-        """Count the hits of one batch."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Count the hits of one batch, among those that are this process's to count."""
         images, labels = batch
-        logits = self.model(images)
-        self.validation_accuracy.update(logits, labels)
-        self.validation_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        loader: Any = self.trainer.val_dataloaders
+        own = max(0, loader.sampler.own - batch_index * loader.batch_size)
+        logits, labels = self.kept(images)[:own], labels[:own]
+        if own:
+            self.validation_accuracy.update(logits, labels)
+            self.validation_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log("validation_accuracy", self.validation_accuracy, prog_bar=True)
         self.log("validation_loss", self.validation_loss)
 
@@ -104,8 +146,13 @@ class Training(lightning.LightningModule):
             return self.model.forward_steps(images), 0.0
         with executed_share(self.model, config.energy_part) as share:
             steps = self.model.forward_steps(images)
-        self.log("executed_share", share.value.detach(), prog_bar=True)
+        self._note("executed_share", share.value.detach())
         return steps, config.energy_weight * over_budget(share.value, config.energy_budget)
+
+    def _note(self, name: str, value: Any, *, on_bar: bool = True) -> None:
+        single = torch.as_tensor(value, dtype=torch.float32)  # as the table has it
+        self.row[name] = single.item()
+        self.log(name, single, prog_bar=on_bar)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         wrapped = self.optimizers()
@@ -117,27 +164,7 @@ class Training(lightning.LightningModule):
         until = (
             self.recipe.schedule.total_epochs if loss.mixup_epochs is None else loss.mixup_epochs
         )
-        return loss.mixup > 0 and self.current_epoch < until
-
-
-def mixed(
-    images: Tensor,
-    labels: Tensor,
-    alpha: float,
-    model: SpikeDrivenTransformer,
-    seed: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:
-    """Blend each image and target with those of another: a pure function of its arguments.
-
-    Returns:
-        Images of the same shape, and targets [B, K] that sum to one.
-    """
-    rng = np.random.default_rng(seed)
-    share = float(rng.beta(alpha, alpha))
-    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    target = F.one_hot(labels, model.config.num_classes).to(images.dtype)
-    blend = share * images + (1 - share) * images[partner]
-    return blend, share * target + (1 - share) * target[partner]
+        return (loss.mixup > 0 or loss.cutmix > 0) and self.current_epoch < until
 
 
 def build_optimizer(

@@ -51,7 +51,12 @@ def predict(
         except DataError as error:
             predictions.append(Prediction(path=path, error=str(error)))
             continue
-        best = model(image[None])[0].float().softmax(-1).topk(min(top_k, len(info.classes)))
+        best = (
+            model(image[None].to(model.head.weight))[0]
+            .float()
+            .softmax(-1)
+            .topk(min(top_k, len(info.classes)))
+        )
         predictions.append(
             Prediction(
                 path=path,

@@ -55,8 +55,13 @@ class Run:
 
     @property
     def state_file(self) -> Path:
-        """Training state after the last whole epoch."""
+        """Training state after the last whole epoch, or inside one where that is asked for."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def state_before(self) -> Path:
+        """The training state before the last."""
+        return self.checkpoints / "before.ckpt"
 
     def weights_file(self, which: str) -> Path:
         """Weights of the `last` epoch or of the `best` on the validation split."""

@@ -7,6 +7,7 @@ import lightning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from spikedriven.errors import SpikeDrivenError
+from spikedriven.train.processes import sum_over_processes
 
 CURE = "lower optimizer.lr or set trainer.gradient_clip=1.0"
 
@@ -15,8 +16,23 @@ class DivergedError(SpikeDrivenError):
     """The loss, or a weight, is no longer a number."""
 
 
+def check_weights(trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    """Look at every weight: a neuron that meets NaN stays silent, and the loss a number.
+
+    Raises:
+        DivergedError: One is no number.
+    """
+    for name, tensor in module.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise DivergedError(
+                f"{name.removeprefix('model.')} holds a value that is no number in epoch "
+                f"{trainer.current_epoch + 1}; every weight must be one, and the last checkpoint "
+                f"is whole: {CURE}"
+            )
+
+
 class Watch(lightning.Callback):
-    """Stops at a loss or a weight that is no number, before any checkpoint holds it."""
+    """Stops at a loss that is no number, before any checkpoint holds what it led to."""
 
     def __init__(self) -> None:
         self.interrupted = False
@@ -29,26 +45,15 @@ class Watch(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Look at the loss of every step."""
+        """Look at the loss of every step; of several processes all stop where one must."""
         del pl_module, batch
-        if not math.isfinite(outputs["loss"]):
+        loss = float(sum_over_processes(outputs["loss"].detach().clone()))
+        if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss is {float(outputs['loss'])} in epoch {trainer.current_epoch + 1}, step "
-                f"{batch_idx + 1}; it must be a number, and the checkpoints of the epoch before "
-                f"are whole: {CURE}"
+                f"the loss is {loss} in epoch {trainer.current_epoch + 1}, step "
+                f"{batch_idx + 1}; it must be a number, and the last checkpoint is whole: "
+                f"{CURE}"
             )
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Look at every weight: a neuron that meets NaN stays silent, and the loss a number."""
-        for name, tensor in pl_module.state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                raise DivergedError(
-                    f"{name.removeprefix('model.')} holds a value that is no number after epoch "
-                    f"{trainer.current_epoch + 1}; every weight must be one, and the checkpoints "
-                    f"of the epoch before are whole: {CURE}"
-                )
 
     def on_exception(
         self,

@@ -1,0 +1,92 @@
+"""The processes that share one training run: who this one is, and what can go wrong between them.
+
+They are started by Lightning, from the first one, or by `torchrun`; either says in the environment
+which is which before anything else is known.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spikedriven.data import Place
+from spikedriven.errors import BackendError, ConfigError, DataError
+from spikedriven.train.config import TrainerConfig
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "gloo")
+
+
+def this_rank() -> int:
+    """Return which process of the run this is, as whoever started it says; the first is 0."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def this_place() -> Place:
+    """Return the same where the processes have found one another, for dividing data."""
+    if not dist.is_initialized():
+        return Place()
+    return Place(dist.get_rank(), dist.get_world_size())
+
+
+def check_processes(config: TrainerConfig) -> None:
+    """Check that the devices which a recipe asks for are there.
+
+    Raises:
+        BackendError: Fewer GPUs are there than are asked for.
+        ConfigError: `torchrun` started another number of processes.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.accelerator == "gpu" and gpus < config.devices:
+        raise BackendError(
+            f"{config.devices} GPUs are asked for and {gpus} are there; each must exist: "
+            + ("set trainer.accelerator=cpu" if gpus == 0 else f"set trainer.devices={gpus}")
+        )
+    cores = os.cpu_count() or 1
+    if config.accelerator == "cpu" and config.devices > cores:
+        raise BackendError(
+            f"{config.devices} processes on the CPU are asked for and it has {cores} cores; each "
+            f"must have one: set trainer.devices={cores}"
+        )
+    started = os.environ.get("WORLD_SIZE")
+    if started is not None and int(started) != config.processes:
+        raise ConfigError(
+            f"{started} processes were started and the recipe asks for {config.processes}; the "
+            f"numbers must agree: set trainer.devices={started}"
+        )
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Return the sum over all processes, the same on each; a process alone gets its own."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+@contextmanager
+def explained_processes(config: TrainerConfig) -> Iterator[None]:
+    """Say in one sentence what went wrong between processes, or in this one alone.
+
+    Raises:
+        BackendError: A port is taken, or another process was lost.
+        DataError: This process alone met damaged data; it is marked as `of_this_process`.
+    """
+    try:
+        yield
+    except DataError as error:
+        error.of_this_process = config.processes > 1
+        raise
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise BackendError(
+                f"port {os.environ.get('MASTER_PORT', 'of the run')} is in use; the processes need "
+                "one of their own to meet at: set MASTER_PORT to a free one in the environment"
+            ) from error
+        if config.processes > 1 and any(sign in str(error) for sign in _LOST):
+            raise BackendError(
+                "another process of the run was lost; all must live, and the last checkpoint is "
+                "whole: continue with spikedriven train --resume"
+            ) from error
+        raise

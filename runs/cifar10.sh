@@ -1,0 +1,7 @@
+#!/bin/sh
+# SDT-2-512 on cifar10 as published, with three seeds: runs/cifar10.sh FOLDER [key=value ...]
+# FOLDER holds torchvision's files. The same command continues where it stopped.
+set -eu
+folder=$1
+shift
+spikedriven train cifar10 --data "$folder" --seeds 0,1,2 "$@"

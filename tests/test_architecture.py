@@ -54,7 +54,7 @@ def test_the_readmes_commands_are_understood():
     from spikedriven.cli.main import parse
 
     lines = re.findall(r"^    (spikedriven [^#\n]+)", README.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 18
+    assert len(lines) == 20
     assert parse(["train", "a", "--data", "b", "c=1"]).settings == ["c=1"]
     for line in lines:
         options = parse(line.split()[1:])

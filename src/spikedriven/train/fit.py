@@ -14,6 +14,7 @@ from spikedriven.data import Splits, make_loader, open_data
 from spikedriven.errors import BackendError, CheckpointError, ConfigError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.models.weights import fill, load_model
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
 from spikedriven.train.checkpoint import KeepWeights, WholeFileIO
 from spikedriven.train.config import Recipe
@@ -50,14 +51,15 @@ def fit(
     Raises:
         ConfigError: The recipe contradicts the data, or the folder exists or cannot be made.
         DataError: The data is missing or damaged.
-        CheckpointError: A checkpoint cannot be written; the one before it is whole.
+        CheckpointError: A checkpoint cannot be written, and the one before it is whole; or
+            `model.weights` is missing, damaged, or of another model.
         DivergedError: The loss is no longer a number.
         KeyboardInterrupt: Ctrl-C or SIGTERM; `resume` continues from the last whole epoch.
     """
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     _check_devices(recipe)
     torch.manual_seed(recipe.seed)
-    model = _model_for(recipe, splits)
+    model = _begun(recipe, splits)
     return _train(Run.create(run_dir, recipe), model, splits, show_progress, say)
 
 
@@ -86,7 +88,18 @@ def resume(
         )
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
-    return _train(run, _model_for(recipe, splits), splits, show_progress, say)
+    # Once there is a training state, the weights that it began from may be gone.
+    build = _model_for if run.state_file.exists() else _begun
+    return _train(run, build(recipe, splits), splits, show_progress, say)
+
+
+def _begun(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
+    model = _model_for(recipe, splits)
+    if recipe.model.weights is not None:
+        begin = Path(recipe.model.weights)
+        source = Run.open(begin).model() if begin.is_dir() else load_model(begin)
+        fill(model, source.float().state_dict(), f"model.weights={begin}")
+    return model
 
 
 def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:

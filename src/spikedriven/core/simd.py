@@ -13,8 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import config, types
+from numba import config, njit, types
 from numba.extending import intrinsic, models, overload, register_model
+
+# Doors that nobody uses would take time to compile: none for C, and none for Python where only
+# compiled code calls.
+KERNEL = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
+INTERNAL = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INLINED = INTERNAL | {"forceinline": True}
+inlined = njit(**INLINED)
+"""Compile a function into those that call it."""
 
 
 class Vector(types.Type):

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
+    KERNEL,
     high_half,
+    inlined,
     load_i16,
     load_i32,
     low_half,
@@ -70,11 +72,12 @@ def plane_offsets(images: NDArray[np.uint8], outputs: int, offsets: NDArray[np.u
     _note_lines(lines, images.reshape(-1), width, outputs, offsets.reshape(-1))
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@njit(cache=True, **KERNEL)
 def _note_lines(lines, pixels, width, outputs, offsets):
+    # On one thread: it is little, and to compile it for several takes a second.
     left, middle = np.uint16(outputs), np.uint16(outputs + outputs)
     right = np.uint16(middle + middle)
-    for line in prange(lines.size >> ROW):
+    for line in range(lines.size >> ROW):
         source, at = peek(lines, line << ROW), peek(lines, (line << ROW) + 1)
         row = pixels[source : source + width]
         for bit in range(8):
@@ -88,35 +91,36 @@ def _note_lines(lines, pixels, width, outputs, offsets):
             at += width
 
 
-@njit(forceinline=True, error_model="numpy")
-def _current_32(table, q, outputs, offsets, begin, channels, line, plane):
+@inlined
+def _current_32(table, q, outputs, offsets, begin, channels, line, frames, sums):
     # From the highest plane to the lowest: twice the total, plus what the plane's bits select.
     low = high = splat_i32(0)
     at_plane = begin
     for _ in range(8):
         total = splat_i16(0)
-        at, base = at_plane, q
-        for _ in range(channels):
+        for channel in range(channels):
+            at = at_plane + peek(frames, channel)
+            base = q + peek(sums, channel)
             for _ in range(3):
                 total = total + load_i16(table, base + peek(offsets, at))
                 at += line
                 base += outputs << 3
-            at += plane
         low = low + low + low_half(total)
         high = high + high + high_half(total)
         at_plane -= line >> 3
     return low, high
 
 
-@njit(forceinline=True, error_model="numpy")
-def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
+@inlined
+def _current_96(table, q, outputs, offsets, begin, channels, line, frames, sums):
     # The same for 96 channels, whose places are looked up once.
     low0 = high0 = low1 = high1 = low2 = high2 = splat_i32(0)
     at_plane = begin
     for _ in range(8):
         total0 = total1 = total2 = splat_i16(0)
-        at, base = at_plane, q
-        for _ in range(channels):
+        for channel in range(channels):
+            at = at_plane + peek(frames, channel)
+            base = q + peek(sums, channel)
             for _ in range(3):
                 place = base + peek(offsets, at)
                 total0 = total0 + load_i16(table, place)
@@ -124,7 +128,6 @@ def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
                 total2 = total2 + load_i16(table, place + 64)
                 at += line
                 base += outputs << 3
-            at += plane
         low0 = low0 + low0 + low_half(total0)
         high0 = high0 + high0 + high_half(total0)
         low1 = low1 + low1 + low_half(total1)
@@ -135,7 +138,7 @@ def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
     return (low0, high0), (low1, high1), (low2, high2)
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _fire_32(current, bias, edge, theta, q, leak, v):
     v0, low = fire_16(current[0] + load_i32(bias, edge + q), v[0], load_i32(theta, q), leak)
     v1, high = fire_16(
@@ -144,7 +147,7 @@ def _fire_32(current, bias, edge, theta, q, leak, v):
     return low | (high << np.uint64(16)), (v0, v1)
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _membranes(v, resume, at):
     # None, or the membranes to resume from.
     zero = splat_i32(0)
@@ -153,7 +156,7 @@ def _membranes(v, resume, at):
     return zero, zero
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _keep(v, at, membranes):
     if v is not None:
         store(v, at, membranes[0])
@@ -194,23 +197,25 @@ def fire_image(
             ((y == 0) + 2 * (y == height - 1)) * outputs,
         ]
     )
+    channel, step = np.arange(channels), np.arange(steps)
     _fire_lines(
         lines, offsets.reshape(-1), table.reshape(-1), bias.reshape(-1), theta, leak,
         None if v is None else v.reshape(-1), resume, channels, width, outputs, line,
-        (height - 1) * line, images * frame if len(offsets) > images else 0, steps,
-        halves.reshape(-1), words, (sites - 1) * 4 * words,
+        channel * (height + 2) * line, channel * 24 * outputs, step * images * frame,
+        len(offsets) > images, steps,
+        halves.reshape(-1), words, (step // 4 * sites * 4 + step % 4) * words,
     )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@njit(parallel=True, cache=True, **KERNEL)
 def _fire_lines(
-    lines, offsets, table, bias, theta, leak, v, resume, channels, width, outputs, line, plane,
-    moment, steps, halves, words, group,
+    lines, offsets, table, bias, theta, leak, v, resume, channels, width, outputs, line, frames,
+    sums, moments, moves, steps, halves, words, places,
 ):  # fmt: skip
-    # `moment` leads to the next step's image, 0 where it stays the same; `group` skips the other
-    # pixels' words to the next four steps.
+    # `frames` and `sums` lead to the input channels' offsets and sums; `moments` to the steps'
+    # images, `places` to their words. Where nothing moves, the current stays too.
     for row in prange(lines.size >> ROW):
-        plan = row << ROW
+        plan = np.int64(row) << ROW
         begin, site = peek(lines, plan), peek(lines, plan + 1)
         word, edge_y = peek(lines, plan + 2), peek(lines, plan + 3)
         for x in range(width):
@@ -219,47 +224,39 @@ def _fire_lines(
                 edge += outputs << 2
             if x == width - 1:
                 edge += outputs << 3
-            q = 0
+            q = np.int64(0)  # the same type at every call
             while q + 96 <= outputs:
                 v0 = _membranes(v, resume, site + q)
                 v1 = _membranes(v, resume, site + q + 32)
                 v2 = _membranes(v, resume, site + q + 64)
-                at = begin
-                i0, i1, i2 = _current_96(table, q, outputs, offsets, at, channels, line, plane)
-                out = word + (q >> 5)
+                i0 = i1 = i2 = v0
                 for t in range(steps):
-                    if moment > 0 and t > 0:
-                        at += moment
+                    if t == 0 or moves:
+                        at = begin + peek(moments, t)
                         i0, i1, i2 = _current_96(
-                            table, q, outputs, offsets, at, channels, line, plane
+                            table, q, outputs, offsets, at, channels, line, frames, sums
                         )
                     w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
                     w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
                     w2, v2 = _fire_32(i2, bias, edge, theta, q + 64, leak, v2)
+                    out = word + (q >> 5) + peek(places, t)
                     poke(halves, out, w0)
                     poke(halves, out + 1, w1)
                     poke(halves, out + 2, w2)
-                    out += words
-                    if t & 3 == 3:
-                        out += group
                 _keep(v, site + q, v0)
                 _keep(v, site + q + 32, v1)
                 _keep(v, site + q + 64, v2)
                 q += 96
             while q < outputs:
-                v0 = _membranes(v, resume, site + q)
-                at = begin
-                i0 = _current_32(table, q, outputs, offsets, at, channels, line, plane)
-                out = word + (q >> 5)
+                v0 = i0 = _membranes(v, resume, site + q)
                 for t in range(steps):
-                    if moment > 0 and t > 0:
-                        at += moment
-                        i0 = _current_32(table, q, outputs, offsets, at, channels, line, plane)
+                    if t == 0 or moves:
+                        at = begin + peek(moments, t)
+                        i0 = _current_32(
+                            table, q, outputs, offsets, at, channels, line, frames, sums
+                        )
                     w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
-                    poke(halves, out, w0)
-                    out += words
-                    if t & 3 == 3:
-                        out += group
+                    poke(halves, word + (q >> 5) + peek(places, t), w0)
                 _keep(v, site + q, v0)
                 q += 32
             begin += 1

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from spikedriven.core.simd import (
     I16,
     INTERNAL,
-    KERNEL,
+    PARALLEL_KERNEL,
     bits_of,
     compress,
     count_bits,
@@ -192,7 +192,7 @@ def list_pixels(words: Words, filler: int, lists: Lists) -> None:
     _list_tasks(tasks, words.reshape(-1), panels, pixels, filler, lists.reshape(-1), room)
 
 
-@njit(parallel=True, cache=True, **KERNEL)
+@njit(cache=True, **PARALLEL_KERNEL)
 def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
     for task in prange(tasks.size >> SCHEDULE_ROW):
         _list_task(
@@ -266,7 +266,7 @@ def merge_neighbours(
     )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, **KERNEL)
+@njit(cache=True, **PARALLEL_KERNEL)
 def _merge_tasks(
     tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
 ):  # fmt: skip

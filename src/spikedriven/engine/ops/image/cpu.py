@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     KERNEL,
+    PARALLEL_KERNEL,
     high_half,
     inlined,
     load_i16,
@@ -92,11 +93,11 @@ def _note_lines(lines, pixels, width, outputs, offsets):
 
 
 @inlined
-def _current_32(table, q, outputs, offsets, begin, channels, line, frames, sums):
+def _current_32(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
     # From the highest plane to the lowest: twice the total, plus what the plane's bits select.
     low = high = splat_i32(0)
-    at_plane = begin
-    for _ in range(8):
+    for plane in range(planes.size):
+        at_plane = begin + peek(planes, plane)
         total = splat_i16(0)
         for channel in range(channels):
             at = at_plane + peek(frames, channel)
@@ -107,16 +108,15 @@ def _current_32(table, q, outputs, offsets, begin, channels, line, frames, sums)
                 base += outputs << 3
         low = low + low + low_half(total)
         high = high + high + high_half(total)
-        at_plane -= line >> 3
     return low, high
 
 
 @inlined
-def _current_96(table, q, outputs, offsets, begin, channels, line, frames, sums):
+def _current_96(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
     # The same for 96 channels, whose places are looked up once.
     low0 = high0 = low1 = high1 = low2 = high2 = splat_i32(0)
-    at_plane = begin
-    for _ in range(8):
+    for plane in range(planes.size):
+        at_plane = begin + peek(planes, plane)
         total0 = total1 = total2 = splat_i16(0)
         for channel in range(channels):
             at = at_plane + peek(frames, channel)
@@ -134,7 +134,6 @@ def _current_96(table, q, outputs, offsets, begin, channels, line, frames, sums)
         high1 = high1 + high1 + high_half(total1)
         low2 = low2 + low2 + low_half(total2)
         high2 = high2 + high2 + high_half(total2)
-        at_plane -= line >> 3
     return (low0, high0), (low1, high1), (low2, high2)
 
 
@@ -198,22 +197,25 @@ def fire_image(
         ]
     )
     channel, step = np.arange(channels), np.arange(steps)
+    # Told, not known: a loop of known length would be unrolled, which takes a second.
+    planes = -np.arange(8) * width
     _fire_lines(
         lines, offsets.reshape(-1), table.reshape(-1), bias.reshape(-1), theta, leak,
-        None if v is None else v.reshape(-1), resume, channels, width, outputs, line,
+        None if v is None else v.reshape(-1), resume, planes, channels, width, outputs, line,
         channel * (height + 2) * line, channel * 24 * outputs, step * images * frame,
         len(offsets) > images, steps,
         halves.reshape(-1), words, (step // 4 * sites * 4 + step % 4) * words,
     )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, **KERNEL)
+@njit(cache=True, **PARALLEL_KERNEL)
 def _fire_lines(
-    lines, offsets, table, bias, theta, leak, v, resume, channels, width, outputs, line, frames,
-    sums, moments, moves, steps, halves, words, places,
+    lines, offsets, table, bias, theta, leak, v, resume, planes, channels, width, outputs, line,
+    frames, sums, moments, moves, steps, halves, words, places,
 ):  # fmt: skip
-    # `frames` and `sums` lead to the input channels' offsets and sums; `moments` to the steps'
-    # images, `places` to their words. Where nothing moves, the current stays too.
+    # Ways to: `planes` from the highest plane to the others, `frames` and `sums` of the input
+    # channels, `moments` of the steps' images, `places` of their words. Where nothing moves, the
+    # current stays too.
     for row in prange(lines.size >> ROW):
         plan = np.int64(row) << ROW
         begin, site = peek(lines, plan), peek(lines, plan + 1)
@@ -230,11 +232,12 @@ def _fire_lines(
                 v1 = _membranes(v, resume, site + q + 32)
                 v2 = _membranes(v, resume, site + q + 64)
                 i0 = i1 = i2 = v0
-                for t in range(steps):
+                t = 0
+                while True:
                     if t == 0 or moves:
                         at = begin + peek(moments, t)
                         i0, i1, i2 = _current_96(
-                            table, q, outputs, offsets, at, channels, line, frames, sums
+                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
                         )
                     w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
                     w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
@@ -243,20 +246,27 @@ def _fire_lines(
                     poke(halves, out, w0)
                     poke(halves, out + 1, w1)
                     poke(halves, out + 2, w2)
+                    t += 1
+                    if t >= steps:
+                        break
                 _keep(v, site + q, v0)
                 _keep(v, site + q + 32, v1)
                 _keep(v, site + q + 64, v2)
                 q += 96
             while q < outputs:
                 v0 = i0 = _membranes(v, resume, site + q)
-                for t in range(steps):
+                t = 0
+                while True:
                     if t == 0 or moves:
                         at = begin + peek(moments, t)
                         i0 = _current_32(
-                            table, q, outputs, offsets, at, channels, line, frames, sums
+                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
                         )
                     w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
                     poke(halves, word + (q >> 5) + peek(places, t), w0)
+                    t += 1
+                    if t >= steps:
+                        break
                 _keep(v, site + q, v0)
                 q += 32
             begin += 1

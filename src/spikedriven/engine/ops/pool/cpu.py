@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from spikedriven.core.simd import (
     INTERNAL,
     KERNEL,
+    PARALLEL_KERNEL,
     at_least,
     inlined,
     load_i32,
@@ -142,7 +143,7 @@ def _largest_of_line(currents, at, left):
     return most
 
 
-@njit(parallel=True, cache=True, **KERNEL)
+@njit(cache=True, **PARALLEL_KERNEL)
 def _pool_membranes(
     lines, currents, width, row, panels, stream, theta, leak, v, resume, words, steps
 ):

@@ -24,7 +24,7 @@ from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     INLINED,
     INTERNAL,
-    KERNEL,
+    PARALLEL_KERNEL,
     as_i16,
     as_i32,
     both,
@@ -570,7 +570,7 @@ def _spikes_in_sight(lists, visits, visit, stride, tiles, step):
     return number
 
 
-@njit(parallel=True, cache=True, **KERNEL)
+@njit(cache=True, **PARALLEL_KERNEL)
 def _run_tasks(
     tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
     places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,

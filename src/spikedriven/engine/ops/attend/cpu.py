@@ -3,9 +3,9 @@
 # mypy: disable-error-code="no-untyped-def"
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.simd import (
     both,
     either,

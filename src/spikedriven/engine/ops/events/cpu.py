@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange
+from numba import prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.simd import (
     I16,
     bits_of,

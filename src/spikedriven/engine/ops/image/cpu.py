@@ -10,9 +10,10 @@ added to: twice the total plus the sums that the plane's bits select.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     high_half,

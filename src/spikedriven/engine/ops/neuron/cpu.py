@@ -2,9 +2,10 @@
 
 # mypy: disable-error-code="no-untyped-def"
 
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.simd import at_least, bits_of, select, shift_right, splat_i32
 
 

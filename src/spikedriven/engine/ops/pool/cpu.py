@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.simd import at_least, load_i32, peek, poke, select, splat_i32, store
 from spikedriven.engine.bits import GROUP, WORD, Words
 from spikedriven.engine.ops.neuron.cpu import fire_16

@@ -5,9 +5,10 @@
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.simd import peek
 from spikedriven.engine.bits import GROUP, WORD
 from spikedriven.engine.schedule import ROW, strides

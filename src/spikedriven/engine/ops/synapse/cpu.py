@@ -16,10 +16,11 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange, types
+from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     as_i16,

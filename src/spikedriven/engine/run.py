@@ -134,8 +134,8 @@ class Engine:
         """Classify images or sequences of event frames.
 
         Args:
-            x: Images [B, c, H, W] or event frames [B, T, c, H, W], any B; uint8, or real numbers as
-                the float model takes them (see `pixels.read_pixels`).
+            x: Images [B, c, H, W] or event frames [B, T, c, H, W], any B, also none; uint8, or real
+                numbers as the float model takes them (see `pixels.read_pixels`).
             threads: How many threads share the work; by default all of the processor's. The result
                 does not depend on it.
 
@@ -158,7 +158,7 @@ class Engine:
         chunk = max(1, PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2]))
         parts = []
         with self._busy, _threads(threads):
-            for first in range(0, pixels.shape[1], chunk):
+            for first in range(0, max(1, pixels.shape[1]), chunk):
                 part = np.ascontiguousarray(pixels[:, first : first + chunk])
                 state: dict[str, Array] | None = {} if num_steps > GROUP else None
                 parts.append(self._advance(part, num_steps, state, False, stats))
@@ -221,6 +221,8 @@ class Engine:
         stats: Stats,
     ) -> NDArray[np.int64]:
         # All steps of a chunk: the image layer at once, the rest in groups of four steps.
+        if not pixels.shape[1]:
+            return np.zeros((num_steps, 0, self.program.num_classes), np.int64)
         if self._shape != pixels.shape:  # buffers of another size would only take room
             self._memory.clear()
             self._shape = pixels.shape

@@ -270,7 +270,8 @@ def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
     ("words", "sentence"),
     [
         (["energy"], "nothing was given to charge"),
-        (["energy", "--model", "sdt_tiny"], "a table of firing rates"),
+        (["energy", "--model", "sdt_tiny"], "sdt_tiny is a model's name"),
+        (["energy", "sdt_tiny"], "pass --rates with a .csv file or one of paper_sdt_8_512_224"),
         (["energy", "/nowhere"], "is no run"),
         (["energy", "--rates", "nowhere.csv"], "cannot be read"),
         (["energy", "--rates", "{missing}", "--model", "sdt_tiny"], "lacks stem.second"),

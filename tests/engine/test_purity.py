@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numba import njit, prange
+from tests.helpers.processors import PROCESSORS
 
 from spikedriven.engine import purity
 from spikedriven.engine.purity import (
@@ -19,12 +20,6 @@ from spikedriven.engine.purity import (
 from spikedriven.errors import BackendError
 
 FLOATS, INTEGERS = np.ones(64, np.float32), np.ones(64, np.int32)
-
-# name of the processor -> what LLVM may use of it
-PROCESSORS = {
-    "haswell": "+sse4.2,+popcnt,+lzcnt,+bmi,+bmi2,+avx,+avx2,-avx512f",
-    "nehalem": "+sse4.2,+popcnt,-avx,-avx2,-avx512f",
-}
 
 
 def assembly_of(function, *arguments):

@@ -183,11 +183,16 @@ class Program:
     """Names of the classes, where they are known."""
 
     @property
+    def readout(self) -> ReadoutStep:
+        """The last step."""
+        last = self.steps[-1]
+        assert isinstance(last, ReadoutStep)
+        return last
+
+    @property
     def num_classes(self) -> int:
         """How many scores an image gets."""
-        readout = self.steps[-1]
-        assert isinstance(readout, ReadoutStep)
-        return len(readout.bias)
+        return len(self.readout.bias)
 
     @cached_property
     def _content(self) -> tuple[str, dict[str, NDArray[Any]], str]:

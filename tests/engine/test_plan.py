@@ -273,11 +273,14 @@ EDITS = [
     ("stem.position", "emits", const("")),
     ("blocks.0.mlp.contract", "emits", const("more")),
     ("blocks.0.attention.masked", "key", const("stem.third")),
+    ("blocks.0.attention.masked", "key", const("blocks.0.attention.query")),
+    ("blocks.0.attention.project", "source", const("blocks.0.attention.query")),
     ("blocks.0.attention.masked", "channels", const(99)),
     ("blocks.0.attention.masked", "dilation_heads", const(3)),
     ("head_lif", "weight", twice(0)),
     ("head_lif", "bias", lambda x: x[:-1]),
     ("head_lif", "scale", const(float("inf"))),
+    ("head_lif", "scale", const(np.ones((90, 3)))),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from spikedriven.errors import ShapeError
 
 SHIFT_MOST = 30
 """Places by which 32 bits can be shifted and still hold something."""
+SHOWN = 80
+"""Characters of a wrong value that a sentence repeats."""
 
 
 def check(program: Program) -> None:
@@ -70,6 +73,9 @@ class _Map:
     channels: int
     halvings: int
     """How often the image was halved before."""
+
+    def __str__(self) -> str:
+        return f"{self.channels} channels of an image halved {self.halvings} times"
 
 
 @dataclass(slots=True)
@@ -169,6 +175,11 @@ class _Walk:
                 query.channels % heads == 0, f"{name}.dilation_heads", heads,
                 f"a divisor of {query.channels}",
             )  # fmt: skip
+        if step.gate is None and step.dilation_heads is None:
+            # The engine masks in place: nobody may look at the query again, or as a key.
+            del self.spikes[step.query]
+            for source in (step.key, step.value):
+                self._source(name, source)
         self._emit(name, query)
 
     def _readout(self, step: ReadoutStep) -> None:
@@ -201,7 +212,8 @@ class _Walk:
 
 def _must(holds: bool, name: str, found: object, wanted: object) -> None:
     if not holds:
-        raise ShapeError(f"{name} is {found}; it must be {wanted}: compile the run again")
+        shown = shorten(str(found), SHOWN) or "empty"
+        raise ShapeError(f"{name} is {shown}; it must be {wanted}: compile the run again")
 
 
 def _whole(name: str, value: object, least: int, most: int) -> None:

@@ -13,21 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import config, njit, types
+from numba import config, types
 from numba.extending import intrinsic, models, overload, register_model
-
-# Doors that nobody uses would take time to compile: none for C, and none for Python where only
-# compiled code calls.
-KERNEL = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
-# Loops are parallel where they say so; looking for others takes time too.
-_ONLY_PRANGE = dict.fromkeys(
-    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
-)
-PARALLEL_KERNEL = KERNEL | {"parallel": _ONLY_PRANGE | {"prange": True}}
-INTERNAL = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-INLINED = INTERNAL | {"forceinline": True}
-inlined = njit(**INLINED)
-"""Compile a function into those that call it."""
 
 
 class Vector(types.Type):

@@ -16,20 +16,18 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange
+from numba import prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import called_by_kernels, inlined, parallel_kernel
 from spikedriven.core.simd import (
     I16,
-    INTERNAL,
-    PARALLEL_KERNEL,
     bits_of,
     compress,
     count_bits,
     equal,
     has_compress,
-    inlined,
     load_i16,
     load_i16x16,
     lowest_bit,
@@ -192,7 +190,7 @@ def list_pixels(words: Words, filler: int, lists: Lists) -> None:
     _list_tasks(tasks, words.reshape(-1), panels, pixels, filler, lists.reshape(-1), room)
 
 
-@njit(cache=True, **PARALLEL_KERNEL)
+@parallel_kernel
 def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
     for task in prange(tasks.size >> SCHEDULE_ROW):
         _list_task(
@@ -200,7 +198,7 @@ def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
         )
 
 
-@njit(cache=True, **INTERNAL)
+@called_by_kernels
 def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
     step_1 = panels
     step_2 = step_1 + panels
@@ -266,7 +264,7 @@ def merge_neighbours(
     )  # fmt: skip
 
 
-@njit(cache=True, **PARALLEL_KERNEL)
+@parallel_kernel
 def _merge_tasks(
     tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
 ):  # fmt: skip
@@ -277,7 +275,7 @@ def _merge_tasks(
         )  # fmt: skip
 
 
-@njit(cache=True, **INTERNAL)
+@called_by_kernels
 def _merge_task(
     plan, tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
 ):

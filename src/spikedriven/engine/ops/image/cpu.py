@@ -10,15 +10,13 @@ added to: twice the total plus the sums that the plane's bits select.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import inlined, kernel, parallel_kernel
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
-    KERNEL,
-    PARALLEL_KERNEL,
     high_half,
-    inlined,
     load_i16,
     load_i32,
     low_half,
@@ -73,7 +71,7 @@ def plane_offsets(images: NDArray[np.uint8], outputs: int, offsets: NDArray[np.u
     _note_lines(lines, images.reshape(-1), width, outputs, offsets.reshape(-1))
 
 
-@njit(cache=True, **KERNEL)
+@kernel
 def _note_lines(lines, pixels, width, outputs, offsets):
     # On one thread: it is little, and to compile it for several takes a second.
     left, middle = np.uint16(outputs), np.uint16(outputs + outputs)
@@ -208,7 +206,7 @@ def fire_image(
     )  # fmt: skip
 
 
-@njit(cache=True, **PARALLEL_KERNEL)
+@parallel_kernel
 def _fire_lines(
     lines, offsets, table, bias, theta, leak, v, resume, planes, channels, width, outputs, line,
     frames, sums, moments, moves, steps, halves, words, places,

@@ -5,11 +5,10 @@
 from numba import types
 from numba.extending import overload
 
+from spikedriven.core.kernels import INLINED, inlined
 from spikedriven.core.simd import (
-    INLINED,
     at_least,
     bits_of,
-    inlined,
     select,
     shift_right,
     splat_i32,

@@ -6,15 +6,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import called_by_kernels, inlined, kernel, parallel_kernel
 from spikedriven.core.simd import (
-    INTERNAL,
-    KERNEL,
-    PARALLEL_KERNEL,
     at_least,
-    inlined,
     load_i32,
     peek,
     poke,
@@ -56,7 +53,7 @@ def _lines(sites: int, height: int, width: int, stride: int, size: int) -> NDArr
     return flat([pixel, pixel * size, source, *inside])
 
 
-@njit(cache=True, **KERNEL)
+@kernel
 def _pool(lines, words, width, stride, size, row, out):
     step = size << (stride - 1)
     for line in range(lines.size >> ROW):
@@ -143,7 +140,7 @@ def _largest_of_line(currents, at, left):
     return most
 
 
-@njit(cache=True, **PARALLEL_KERNEL)
+@parallel_kernel
 def _pool_membranes(
     lines, currents, width, row, panels, stream, theta, leak, v, resume, words, steps
 ):
@@ -154,7 +151,7 @@ def _pool_membranes(
         )  # fmt: skip
 
 
-@njit(cache=True, **INTERNAL)
+@called_by_kernels
 def _pool_line(
     plan, lines, currents, width, row, panels, stream, theta, leak, v, resume, words, steps
 ):
@@ -210,7 +207,7 @@ def dilate_channels(words: Words, first: Words, last: Words) -> None:
     _dilate_channels(words.reshape(-1), first, last)
 
 
-@njit(cache=True, **KERNEL)
+@kernel
 def _dilate_channels(words, first, last):
     one, top = np.uint64(1), np.uint64(63)
     panels = first.size
@@ -241,7 +238,7 @@ def dilate_tokens(words: Words, tokens: int, out: Words) -> None:
     _dilate_tokens(words.reshape(-1), tokens, words[0].size, out.reshape(-1))
 
 
-@njit(cache=True, **KERNEL)
+@kernel
 def _dilate_tokens(words, tokens, size, out):
     place = 0
     for at in range(0, words.size, size):

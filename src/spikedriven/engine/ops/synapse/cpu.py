@@ -16,22 +16,19 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange, types
+from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import INLINED, called_by_kernels, inlined, parallel_kernel
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
-    INLINED,
-    INTERNAL,
-    PARALLEL_KERNEL,
     as_i16,
     as_i32,
     both,
     differ,
     has_shift_each,
     high_half,
-    inlined,
     load_i8,
     load_i16,
     load_i32,
@@ -537,7 +534,7 @@ def _run(
     )  # fmt: skip
 
 
-@njit(cache=True, **INTERNAL)
+@called_by_kernels
 def _gather_block(rows, base, tiles, tile_size, visits, stride, lists, first, pixels, aside):
     # The sums of a block of pixels, tile after tile. A function of its own: with all else in reach
     # the compiler would keep its pointers in memory.
@@ -570,7 +567,7 @@ def _spikes_in_sight(lists, visits, visit, stride, tiles, step):
     return number
 
 
-@njit(cache=True, **PARALLEL_KERNEL)
+@parallel_kernel
 def _run_tasks(
     tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
     places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,
@@ -583,7 +580,7 @@ def _run_tasks(
         )  # fmt: skip
 
 
-@njit(cache=True, **INTERNAL)
+@called_by_kernels
 def _run_task(
     plan, tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
     places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,

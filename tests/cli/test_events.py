@@ -165,3 +165,24 @@ def test_a_packaged_recipe_fits_the_published_model(recipe):
     variant = find_variant(loaded.model.name)
     assert (loaded.data.image_size or 128) == variant.image_size
     assert loaded.schedule.total_epochs == 210
+
+
+def test_a_run_on_frames_is_exported_with_what_it_was_trained_on(run, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["export", run, "--format", "hub", "-o", str(tmp_path / "hub"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    files = list((tmp_path / "hub").iterdir())
+    assert said["bytes"] == sum(path.stat().st_size for path in files)
+    stored = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert stored["data"]["num_steps"] == FRAMES
+    assert len(stored["data"]["classes"]) == stored["model"]["num_classes"] == 11
+
+
+@pytest.mark.usefixtures("program")
+def test_what_cannot_be_exported_is_said_in_a_sentence(run, tmp_path, capsys):
+    path = str(tmp_path / "model")
+    capsys.readouterr()
+    assert "must be one of onnx, nir, hub" in refused(capsys, "export", run, "--format", "tf")
+    assert "maximum of membranes" in refused(capsys, "export", run, "--format", "nir", "-o", path)
+    assert "is no run" in refused(capsys, "export", str(tmp_path), "-o", path)
+    assert not (tmp_path / "model").exists()

@@ -16,10 +16,13 @@ from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
-EXTRAS = {"matplotlib": "report"}  # package -> extra; all others come with `train`
+EXTRAS = {
+    "matplotlib": "report",
+    **dict.fromkeys(("huggingface_hub", "nir", "onnx", "onnxscript"), "export"),
+}  # package -> extra; all others come with `train`
 VERBS = (
     "train", "eval", "predict", "energy", "compile", "run", "stream", "bench", "audit", "conform",
-    "report", "models", "doctor",
+    "report", "export", "models", "doctor",
 )  # fmt: skip
 
 
@@ -131,9 +134,27 @@ def build_parser() -> ArgumentParser:
     )
     report.add_argument("-o", "--output", metavar="FILE", default="report.html")
 
+    exported = verb("export", "write a run's model in another program's format")
+    exported.add_argument("run", metavar="RUN")
+    exported.add_argument("--format", default="onnx", help="onnx, nir, or hub: a folder")
+    exported.add_argument("-o", "--output", metavar="FILE", help="default: RUN-FORMAT")
+    exported.add_argument("--checkpoint", help="last or best; default: the recipe's")
+
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    asked = (evaluate, predict, energy, compiled, execute, streamed, bench, audit, conform, report)
+    asked = (
+        evaluate,
+        predict,
+        energy,
+        compiled,
+        execute,
+        streamed,
+        bench,
+        audit,
+        conform,
+        report,
+        exported,
+    )
     for added in (*asked, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser

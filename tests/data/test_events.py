@@ -112,6 +112,13 @@ def test_half_the_size_is_the_released_bilinear_resize(tmp_path):
     assert torch.equal(read_sample(tmp_path / "a.aedat", info), resized)
 
 
+def test_a_gesture_begins_with_its_first_event_and_ends_before_its_end():
+    t = np.arange(5)
+    kept = Events(t, t, t, t % 2, 128).between(1, 3)
+    assert kept.t.tolist() == kept.x.tolist() == kept.y.tolist() == [1, 2]
+    assert kept.p.tolist() == [1, 0]
+
+
 def test_the_network_is_given_whole_counts(tmp_path):
     splits = open_data(DataConfig(name="dvs128_gesture", num_frames=4), gesture_folder(tmp_path))
     frames, label = splits.test[3]
@@ -151,6 +158,9 @@ def test_nine_tenths_of_each_class_train_in_the_order_of_file_names(tmp_path):
     assert splits.test.labels.tolist() == list(range(10))
     last = read_frames(tmp_path / "bird" / "cifar10_bird_9.aedat", 2, 64)  # 0, 1, 10, 2 ... 9
     assert torch.equal(splits.test.images[2], last)
+    whole = read_frames(tmp_path / "bird" / "cifar10_bird_9.aedat", 2, 128).float()
+    halved = torch.nn.functional.interpolate(whole, (64, 64), mode="bilinear")
+    assert torch.equal(splits.test[2][0], halved)
     assert splits.info.classes[2] == "bird"
 
 
@@ -228,7 +238,8 @@ def test_all_damaged_recordings_are_counted_and_the_first_is_named(tmp_path):
     for path in ("Train/3/00001.bin", "Test/2/00000.bin"):
         (tmp_path / path).write_bytes((tmp_path / path).read_bytes()[:-1])
     (tmp_path / "Test/5/00000.bin").write_bytes(atis(drawn(2, 34)))
-    with pytest.raises(DataError, match=r"^3 of 60 recordings of nmnist are damaged, .*00001\.bin"):
+    (tmp_path / "Test/6/00003.aedat").write_bytes(aedat3(drawn(50)))
+    with pytest.raises(DataError, match=r"^4 of 61 recordings of nmnist are damaged, .*00001\.bin"):
         open_data(DataConfig(name="nmnist", num_frames=3), tmp_path)
 
 

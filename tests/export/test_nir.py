@@ -7,12 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.helpers.dyadic import bytes_over_256, dyadic
+from tests.helpers.lively import lively
 
 import spikedriven as sd
 from spikedriven.errors import ConfigError
 from spikedriven.export.nir import save_nir, to_nir
 
 nir = pytest.importorskip("nir")
+
+# Of weights and biases, rounded once: 2**-24, for each of at most 144 of them.
+FLOAT32_ROUNDING = 2**-24 * 144
 
 CONFIGS = {
     "image": sd.SDTConfig(2, 16, 3, num_steps=4, stem_pool="0110", num_heads=2),
@@ -104,6 +108,28 @@ def test_every_spike_and_logit_is_the_models(kind, tmp_path):
         assert torch.equal(fired, wanted), name
     assert torch.equal(found["output"].float(), steps)
     assert len(steps.unique()) > 3
+
+
+@torch.inference_mode()
+def test_batch_norms_fold_into_weights_whatever_their_numbers():
+    """A current differs by the rounding of float32 alone."""
+    config = sd.SDTConfig(1, 16, 3, num_steps=2, stem_pool="0000", num_heads=2)
+    model = lively(config, size=4).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e-5)  # as small as the epsilon that is added to it
+    x = torch.rand(2, 3, 4, 4)
+    found = run(to_nir(model, 4), x, config.num_steps)
+    layers = {"stem.image": model.stem.image, "stem.position": model.stem.position,
+              "blocks.0.mlp.contract": model.blocks[0].mlp.contract}  # fmt: skip
+    for name, layer in layers.items():
+        node = f"{name}.conv" if f"{name}.conv" in found else name
+        source = {"stem.image": "input", "stem.position": "stem.fourth_lif",
+                  "blocks.0.mlp.contract": "blocks.0.mlp.expand"}[name]  # fmt: skip
+        wanted = layer.norm(layer.raw(found[source].double()).flatten(0, 1))
+        largest = wanted.abs().max()
+        assert largest > 0
+        assert (found[node].flatten(0, 1) - wanted).abs().max() < FLOAT32_ROUNDING * largest
 
 
 def test_the_graph_names_its_ends_and_holds_no_mystery():

@@ -186,3 +186,12 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(run, tmp_path, capsys):
     assert "maximum of membranes" in refused(capsys, "export", run, "--format", "nir", "-o", path)
     assert "is no run" in refused(capsys, "export", str(tmp_path), "-o", path)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("verb", ["energy", "conform", "bench"])
+def test_every_verb_that_looks_at_a_run_looks_at_frames(verb, run, folder, capsys):
+    capsys.readouterr()
+    words = [verb, *(["engine"] if verb == "bench" else []), run, "--data", str(folder), "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)

@@ -62,7 +62,7 @@ def test_three_files_write_what_a_network_has_learned():
 def test_the_readmes_python_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # it saves a program
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)  # noqa: S102 - the claim is that it runs
@@ -72,7 +72,7 @@ def test_the_readmes_commands_are_understood():
     from spikedriven.cli.main import parse
 
     lines = re.findall(r"^    (spikedriven [^#\n]+)", README.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 18
+    assert len(lines) == 21
     assert parse(["train", "a", "--data", "b", "c=1"]).settings == ["c=1"]
     for line in lines:
         options = parse(line.split()[1:])

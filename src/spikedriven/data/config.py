@@ -23,6 +23,11 @@ class AugmentConfig:
     """Scale by up to this share either way: 0.1 means 0.9 to 1.1."""
     rand_augment: str | None = None
     """timm's RandAugment, e.g. `rand-m9-n1-mstd0.4-inc1`; colour images only."""
+    roll: int = 0
+    """Shift by up to this many pixels along each axis; what leaves on one side comes back on the
+    other. All frames of a recording move together."""
+    cutout: int = 0
+    """Side in pixels of one square, anywhere, that is emptied; the same in all frames."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.horizontal_flip <= 1:
@@ -30,7 +35,9 @@ class AugmentConfig:
                 f"horizontal_flip is {self.horizontal_flip}; a probability must lie in [0, 1]: "
                 "0.5 is usual"
             )
-        for name, limit in (("crop_padding", 32), ("rotation", 180), ("zoom", 0.9)):
+        for name, limit in (
+            ("crop_padding", 32), ("rotation", 180), ("zoom", 0.9), ("roll", 32), ("cutout", 128),
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= limit:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; it must lie in [0, {limit}]: use 0 for none"
@@ -50,6 +57,8 @@ class DataConfig:
     """One of `list_datasets()`."""
     image_size: int | None = None
     """Side in pixels; None keeps the dataset's own."""
+    num_frames: int | None = None
+    """Frames that a recording of events is divided into, the model's T; None takes 16."""
     validation_fraction: float = 0.1
     """Share of the training images held out to choose by; the same ones for every seed."""
     batch_size: int = 64
@@ -73,6 +82,10 @@ class DataConfig:
             raise ConfigError(
                 f"num_workers is {self.num_workers}; it must be at least 0: use 0 for none"
             )
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ConfigError(
+                f"num_frames is {self.num_frames}; it must be at least 1: 16 is usual"
+            )
         if self.image_size is not None and self.image_size < 4:
             raise ConfigError(
                 f"image_size is {self.image_size}; it must be at least 4 pixels: "
@@ -88,10 +101,12 @@ class DataInfo:
     classes: tuple[str, ...]
     """Names of the classes, in the order of the labels."""
     in_channels: int
-    """1 for grey, 3 for colour."""
+    """1 for grey, 3 for colour, 2 for the polarities of events."""
     image_size: int
     """Side of the images as given out."""
     mean: tuple[float, ...]
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
     """Per channel, of pixels in [0, 1]."""
+    num_steps: int | None = None
+    """Frames of each recording, T; None where the data are images."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spikedriven.data.config import AugmentConfig, DataInfo
+from spikedriven.data.events import read_frames
 from spikedriven.data.transforms import Augment, decode, normalise
 from spikedriven.errors import DataError
 
@@ -24,7 +25,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
     """Images with labels, held as bytes or read from files when asked for.
 
     Args:
-        images: uint8 [N, C, H, W], or N image files.
+        images: uint8 [N, C, H, W], frames [N, T, C, H, W], or N image files.
         labels: Whole numbers in [0, K), one for each image.
         info: What they are; fixes K, size and normalisation.
         augment: Variation applied to items that are asked for by (epoch, index).
@@ -63,7 +64,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def pixels(self, index: int) -> Tensor:
-        """Return the stored image, uint8 [C, H, W]."""
+        """Return the stored image, uint8 [C, H, W], or its frames [T, C, H, W]."""
         stored = self.images[index]
         if isinstance(stored, Tensor):
             return stored
@@ -143,3 +144,21 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else PyTorch draws a number from the global generator
     )
+
+
+def read_sample(path: Path, info: DataInfo) -> Tensor:
+    """Read a file as the dataset's test items are: an image, or a recording as normalised frames.
+
+    Args:
+        path: Image in any format that Pillow reads, or a recording (`events.read_events`).
+        info: The dataset that the model was trained on.
+
+    Returns:
+        float32 [C, H, W], or [T, C, H, W] where `info.num_steps` is set.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    if info.num_steps is not None:
+        return normalise(read_frames(path, info.num_steps, info.image_size), info)
+    return normalise(decode(path, info.in_channels, info.image_size), info)

@@ -24,6 +24,7 @@ class ModelChoice:
     depth: int | None = None
     width: int | None = None
     num_steps: int | None = None
+    """Of event data, the data's number of frames; where it is given, the data must agree."""
     mlp_ratio: float | None = None
     num_heads: int | None = None
     stem_pool: str | None = None

@@ -105,6 +105,8 @@ def _begun(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
 def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     info = splits.info
     found = {"num_classes": len(info.classes), "in_channels": info.in_channels}
+    if info.num_steps is not None:
+        found["num_steps"] = info.num_steps
     wanted = recipe.model.overrides()
     for name, number in found.items():
         if wanted.get(name, number) != number:

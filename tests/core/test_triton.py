@@ -171,6 +171,14 @@ def test_norm_addition_and_neuron_in_one_are_the_three_in_turn(channels, trainin
     assert_same(found, expected, SUM_BAND[x.dtype])
 
 
+def test_neurons_see_the_stream_as_it_is_kept():
+    x, u = (drawn(4, 2, 16, 3, 3, dtype=torch.bfloat16) for _ in range(2))
+    norm = norm_of(16, torch.float32)
+    stream, s = fused.norm_add_lif(x, norm, u, 0.5, 1.0, Sigmoid())
+    assert stream.dtype == s.dtype == torch.bfloat16
+    assert torch.equal(s.float(), reference.lif(stream.float()))  # not the sum before rounding
+
+
 def test_plain_neurons_take_any_shape_and_layout():
     for shape in [(3, 5), (3, 2, 7), (3, 2, 6, 4, 4)]:
         current = drawn(*shape)

@@ -1,4 +1,4 @@
-"""Writes the figures of README.md, docs/engine.md and docs/gpu.md from the records, and draws docs/figures.
+"""Writes the figures of the documents from the records, and draws docs/figures.
 
     python benchmarks/document.py
 
@@ -259,26 +259,6 @@ def accuracy(records: Records) -> str:
     return table(["", "test accuracy", "images", "same answer as float"], rows, found)
 
 
-def caption_of(figure: object) -> Callable[[Records], str]:
-    """Return a block: a figure's picture and its caption."""
-
-    def block(records: Records) -> str:
-        selected = figure.select(records)  # type: ignore[attr-defined]
-        if not selected:
-            return NOT_MEASURED
-        title, name = figure.TITLE, name_of(figure)  # type: ignore[attr-defined, arg-type]
-        return f"![{title}](figures/{name}.svg)\n\n{figure.caption(selected)}"  # type: ignore[attr-defined]
-
-    return block
-
-
-BLOCKS: dict[str, Callable[[Records], str]] = {
-    block.__name__: block
-    for block in (readme_speed, targets, milliseconds, memory, first_call, attention, crossovers,
-                  growth, parity, accuracy, trained, gpu_bytes, gpu_floor, gpu_speed)
-} | {f"figure_{name_of(figure)}": caption_of(figure) for figure in FIGURES}  # fmt: skip
-
-
 def gpu_bytes(records: Records) -> str:
     """Return the bytes per image of each kind of unit, three ways."""
     found = [r for r in chosen(records, "bytes_per_image") if r.context["kind"] != "all"]
@@ -330,6 +310,27 @@ def gpu_speed(records: Records) -> str:
         for subject, row in rows.items()
     ]
     return table(["contender", "training, images/s", "forward", "peak MiB"], cells, found)
+
+
+def caption_of(figure: object) -> Callable[[Records], str]:
+    """Return a block: a figure's picture and its caption."""
+
+    def block(records: Records) -> str:
+        selected = figure.select(records)  # type: ignore[attr-defined]
+        if not selected:
+            return NOT_MEASURED
+        title, name = figure.TITLE, name_of(figure)  # type: ignore[attr-defined, arg-type]
+        return f"![{title}](figures/{name}.svg)\n\n{figure.caption(selected)}"  # type: ignore[attr-defined]
+
+    return block
+
+
+BLOCKS: dict[str, Callable[[Records], str]] = {
+    block.__name__: block
+    for block in (readme_speed, targets, milliseconds, memory, first_call, attention, crossovers,
+                  growth, parity, accuracy, trained, gpu_bytes,
+                  gpu_floor, gpu_speed)
+} | {f"figure_{name_of(figure)}": caption_of(figure) for figure in FIGURES}  # fmt: skip
 
 
 def chosen(records: Iterable[Record], *metrics: str) -> list[Record]:

@@ -6,6 +6,7 @@ every augmentation are a pure function of (seed, epoch, index), never of history
 
 from spikedriven.data.config import AugmentConfig, DataConfig, DataInfo
 from spikedriven.data.loaders import ArrayDataset, EpochSampler, make_loader
+from spikedriven.data.resident import ResidentLoader
 from spikedriven.data.sources import Splits, list_datasets, open_data
 from spikedriven.data.transforms import read_image
 
@@ -15,6 +16,7 @@ __all__ = [
     "DataConfig",
     "DataInfo",
     "EpochSampler",
+    "ResidentLoader",
     "Splits",
     "list_datasets",
     "make_loader",

@@ -84,9 +84,9 @@ def pool(spikes: int, way: str) -> Bytes:
     indices = spikes / 4 * INDEX
     if way == "fewest":
         return Bytes(n + quarter, quarter + bits + n, bits)
-    if way == "ours":  # packed, unpacked, and pooled once more to find the winners
-        found = bits + n + n + quarter + indices
-        return Bytes(n + quarter + n + bits, found + quarter + indices + n, bits)
+    if way == "ours":  # each window keeps which of its pixels won, a byte
+        winners = spikes / 4
+        return Bytes(n + quarter + winners, quarter + winners + n, winners)
     return Bytes(n + quarter + indices, quarter + indices + n, indices)
 
 

@@ -16,6 +16,7 @@ from spikedriven.core.synapse import triton as synapse
 HOPPER = GPUTarget("cuda", 90, 32)
 SINGLE = {"mean", "var", "weight", "bias", "partial", "mean_di", "mean_dot", "decay", "counts",
           "gate", "d_gate"}  # fmt: skip
+SIZES = {"rows", "cols", "per_program", "programs", "tokens", "height", "width"}
 TILE = {"ROWS": 8, "COLS": 128, "REAL": tl.float32}
 NEURON = {"EPS": 1e-5, "THRESHOLD": 1.0, "ALPHA": 4.0, "STEPS": 4, "REPEATS": False}
 ALL = {"NORMS": True, "ADDS": True, "SUMS": True, "WRITES": True, "LEARNS": True}
@@ -36,17 +37,19 @@ KERNELS = [
     (attention._mask_backward_kernel, {}),
     (synapse._pack_kernel, {}),
     (synapse._unpack_kernel, {}),
+    (synapse._pool_kernel, {}),
+    (synapse._pool_backward_kernel, {}),
 ]
 
 
 def kind(name: str, kernel: object) -> str:
     if name.isupper():
         return "constexpr"
-    if name.endswith("bits"):
+    if name.endswith("bits") or name == "winners":
         return "*u8"
     if name in SINGLE or (name == "d" and kernel is attention._agreement_backward_kernel):
         return "*fp32"
-    return "i32" if name in ("rows", "cols", "per_program", "programs", "tokens") else "*bf16"
+    return "i32" if name in SIZES else "*bf16"
 
 
 def main() -> None:

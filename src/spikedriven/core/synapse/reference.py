@@ -100,15 +100,11 @@ class _SpikePool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (d,) = grads
         (fired,) = ctx.saved_tensors
-        return pool_backward(d, fired.to(d.dtype))
-
-
-def pool_backward(d: Tensor, s: Tensor) -> Tensor:
-    """Return the gradient of spikes `s` that were pooled, finding the winners anew."""
-    window = [3, 3], [2, 2], [1, 1], [1, 1], False
-    _, winners = torch.ops.aten.max_pool2d_with_indices(s, *window)
-    ds: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(d, s, *window, winners)
-    return ds
+        s = fired.to(d.dtype)
+        window = [3, 3], [2, 2], [1, 1], [1, 1], False
+        _, winners = torch.ops.aten.max_pool2d_with_indices(s, *window)
+        ds: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(d, s, *window, winners)
+        return ds
 
 
 def spike_pool(s: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:

@@ -49,12 +49,15 @@ def norm_lif(
     A current in half precision is normalised in the precision of `norm`: there the membranes are;
     from `triton` its spikes come back in half precision, from the others as they were made.
     """
-    if choose(x, num_steps, backend) == "triton":
+    if not (x.is_cuda or backend == "triton"):
+        x = x.to(norm.weight.dtype)
+    chosen = choose(x, num_steps, backend)
+    if chosen == "triton":
         from spikedriven.core.lif import triton
 
         return triton.norm_lif(x, norm, num_steps, decay, v_threshold, surrogate)
     x = x.to(norm.weight.dtype)
-    if choose(x, num_steps, backend) == "cpu":
+    if chosen == "cpu":
         from spikedriven.core.lif import cpu
 
         return cpu.norm_lif(x, norm, num_steps, decay, v_threshold, surrogate)

@@ -1,4 +1,4 @@
-"""Writes the figures of README.md and docs/engine.md from the records, and draws docs/figures.
+"""Writes the figures of the documents from the records, and draws docs/figures.
 
     python benchmarks/document.py
 
@@ -22,7 +22,7 @@ from spikedriven.viz.theme import short, svg
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "engine.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "engine.md", ROOT / "docs" / "gpu.md")
 PICTURES = ROOT / "docs" / "figures"
 FIGURES = (speed, firing_rate, scaling, accuracy_steps)
 NOT_MEASURED = "*Not measured.*"
@@ -275,6 +275,59 @@ def accuracy(records: Records) -> str:
     return table(["", "test accuracy", "images", "same answer as float"], rows, found)
 
 
+def gpu_bytes(records: Records) -> str:
+    """Return the bytes per image of each kind of unit, three ways."""
+    found = [r for r in chosen(records, "bytes_per_image") if r.context["kind"] != "all"]
+    return table(["MB per image: moved, kept", *GPU_WAYS], _ways(found), found)
+
+
+def gpu_floor(records: Records) -> str:
+    """Return what whole networks move and keep, and how long that takes at least."""
+    found = [r for r in chosen(records, "bytes_per_image") if r.context["kind"] == "all"]
+    rows = _ways(found, with_kind=False)
+    floors = chosen(records, "floor_microseconds")
+    for row in rows:
+        mine = [r for r in floors if r.context["workload"] == row[0]]
+        row += [f"{r.value:.0f}" for r in mine]
+    cards = dict.fromkeys(f"us at least, {r.context['kind']}" for r in floors)
+    return table(["MB per image: moved, kept", *GPU_WAYS, *cards], rows, found + floors)
+
+
+GPU_WAYS = ("fewest", "ours", "one by one")
+
+
+def _ways(found: Records, *, with_kind: bool = True) -> list[list[str]]:
+    sizes: dict[str, dict[str, dict[str, float]]] = {}
+    for r in found:
+        load, way, kind, part = (str(r.context[k]) for k in ("workload", "way", "kind", "part"))
+        row = sizes.setdefault(f"{load}, {kind}" if with_kind else load, {})
+        cell = row.setdefault(way, {"moved": 0.0, "kept": 0.0})
+        cell["kept" if part == "kept" else "moved"] += r.value / 1e6
+    return [
+        [name, *(f"{row[way]['moved']:.1f}, {row[way]['kept']:.1f}" for way in GPU_WAYS)]
+        for name, row in sizes.items()
+    ]
+
+
+def gpu_speed(records: Records) -> str:
+    """Return what was measured on a GPU."""
+    metrics = "training_images_per_second", "forward_images_per_second", "peak_bytes"
+    found = [r for r in chosen(records, *metrics) if "type" in r.context]
+    rows: dict[str, dict[str, float]] = {}
+    for r in found:
+        rows.setdefault(r.subject, {})[r.metric] = r.value
+    cells = [
+        [
+            subject,
+            f"{row[metrics[0]]:.0f}",
+            f"{row[metrics[1]]:.0f}",
+            f"{row[metrics[2]] / 2**20:.0f}",
+        ]
+        for subject, row in rows.items()
+    ]
+    return table(["contender", "training, images/s", "forward", "peak MiB"], cells, found)
+
+
 def caption_of(figure: object) -> Callable[[Records], str]:
     """Return a block: a figure's picture and its caption."""
 
@@ -291,7 +344,8 @@ def caption_of(figure: object) -> Callable[[Records], str]:
 BLOCKS: dict[str, Callable[[Records], str]] = {
     block.__name__: block
     for block in (readme_speed, targets, milliseconds, memory, first_call, attention, crossovers,
-                  growth, parity, accuracy, trained)
+                  growth, parity, accuracy, trained, gpu_bytes,
+                  gpu_floor, gpu_speed)
 } | {f"figure_{name_of(figure)}": caption_of(figure) for figure in FIGURES}  # fmt: skip
 
 

@@ -115,7 +115,11 @@ _LOCATORS = ",".join(f"{__name__}.{place.__name__}" for place in (Named, Beside,
 # Doors that nobody uses would take time to compile: none for C, and none for Python where only
 # compiled code calls.
 _ENTERED: dict[str, Any] = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
-_INTERNAL: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INTERNAL: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 # Loops are parallel where they say so; to look for others takes time too.
 _ONLY_PRANGE = dict.fromkeys(
     ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False

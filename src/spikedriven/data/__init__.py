@@ -8,6 +8,7 @@ function of (seed, epoch, index), never of history or workers.
 from spikedriven.data.config import AugmentConfig, DataConfig, DataInfo
 from spikedriven.data.events import Events, is_recording, read_events, read_frames
 from spikedriven.data.loaders import ArrayDataset, EpochSampler, make_loader, read_sample
+from spikedriven.data.resident import ResidentLoader
 from spikedriven.data.sources import Splits, list_datasets, open_data
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DataInfo",
     "EpochSampler",
     "Events",
+    "ResidentLoader",
     "Splits",
     "is_recording",
     "list_datasets",

@@ -65,6 +65,8 @@ class DataConfig:
     """Images per training step."""
     num_workers: int = 0
     """Processes that prepare images; 0 prepares them in the training process."""
+    resident: bool = False
+    """Keep the training images on the training device as bytes and vary them there."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Variation of the training images."""
 

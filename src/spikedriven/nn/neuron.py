@@ -19,6 +19,7 @@ class LIF(nn.Module):
     def __init__(self, v_threshold: float = 1.0) -> None:
         super().__init__()
         self.v_threshold = v_threshold
+        self.backend = "auto"
 
     @property
     def decay(self) -> Tensor | float:
@@ -43,13 +44,14 @@ class LIF(nn.Module):
             Spikes, exactly 0 or 1.
         """
         if norm is None:
-            return lif(i, self.decay, self.v_threshold)
+            return lif(i, self.decay, self.v_threshold, backend=self.backend)
         return norm_lif(
-            i.to(norm.weight.dtype),  # membranes stay in full precision under autocast
+            i,
             _observed(norm),
             num_steps or len(i),
             self.decay,
             self.v_threshold,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 
-from spikedriven.data import Splits, make_loader, open_data
+from spikedriven.data import ResidentLoader, Splits, make_loader, open_data
 from spikedriven.errors import BackendError, CheckpointError, ConfigError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SpikeDrivenTransformer
@@ -191,13 +191,22 @@ def _explained(run: Run) -> Iterator[None]:
 
 def _loaders(recipe: Recipe, splits: Splits) -> tuple[Any, Any]:
     data = recipe.data
-    train = make_loader(
-        splits.train,
-        batch_size=data.batch_size,
-        shuffle=True,
-        seed=recipe.seed,
-        num_workers=data.num_workers,
-    )
+    train: Any
+    if data.resident:
+        train = ResidentLoader(
+            splits.train,
+            batch_size=data.batch_size,
+            device=device_for(recipe),
+            seed=recipe.seed,
+        )
+    else:
+        train = make_loader(
+            splits.train,
+            batch_size=data.batch_size,
+            shuffle=True,
+            seed=recipe.seed,
+            num_workers=data.num_workers,
+        )
     if len(splits.validation) == 0:
         return train, None
     return train, make_loader(

@@ -2,7 +2,8 @@
 
     python benchmarks/attention.py
 
-The engine's operator (`engine/ops/attend`: agree, then mask) answers for all T = 4 steps; the rival
+The engine's operator (`engine/ops/attend`: `attend`, in one pass over the tokens, in place) answers
+for all T = 4 steps; the rival
 is one scaled_dot_product_attention of PyTorch in float32 with 8 heads, for one step's worth of
 tokens. It is checked bit for bit against its definition before it is timed. Its time does not
 depend on firing rates: every word is read.

@@ -3,8 +3,9 @@
     python benchmarks/parity.py                    # SDT-8-768 at the released model's rates
     python benchmarks/parity.py RUN --data DIR     # a trained run, on its own test images
 
-Each layer is given the float model's own spikes (`engine/parity.py`). Kept are the share over all
-neurons, steps and images, and that of the worst layer.
+Each layer of neurons, the gates of attention and the head's among them, is given the float model's
+own input (`engine/parity.py`). Kept are the share over all sites (neurons x steps x images), and
+that of the worst layer.
 Records go to benchmarks/results/parity.jsonl.
 """
 
@@ -44,7 +45,7 @@ def main() -> None:
         )
         worst = max(agreements, key=lambda name: agreements[name].mismatch)
         print(
-            f"{subject}, {weights}: {overall.mismatch:.2e} of all spikes, worst "
+            f"{subject}, {weights}: {overall.mismatch:.2e} of all sites, worst "
             f"{agreements[worst].mismatch:.2e} in {worst} ({time.perf_counter() - begin:.0f} s)"
         )
         about = f"engine {weights}; {subject}"

@@ -41,10 +41,28 @@ def test_importing_any_module_says_nothing():
     assert done.stdout == ""
 
 
+def sources(pattern):
+    """Return which files of the package, outside of the command, have a line that matches."""
+    package = README.parent / "src/spikedriven"
+    found = (p.relative_to(package).as_posix() for p in package.rglob("*.py"))
+    texts = {name: (package / name).read_text() for name in found if not name.startswith("cli/")}
+    return {name for name, text in texts.items() if re.search(pattern, text, flags=re.MULTILINE)}
+
+
+def test_only_the_command_prints_but_for_a_bar_and_a_child_process():
+    speaks = sources(r"\bprint\(|\bsys\.std(out|err)\b|^(from|import) rich|\bConsole\(")
+    assert speaks == {"train/progress.py", "engine/purity.py"}
+
+
+def test_three_files_write_what_a_network_has_learned():
+    writes = sources(r"\btorch\.save\(|^from safetensors\S* import .*\bsave")
+    assert writes == {"models/weights.py", "train/checkpoint.py", "engine/plan.py"}
+
+
 def test_the_readmes_python_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # it saves a program
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)  # noqa: S102 - the claim is that it runs
@@ -54,7 +72,7 @@ def test_the_readmes_commands_are_understood():
     from spikedriven.cli.main import parse
 
     lines = re.findall(r"^    (spikedriven [^#\n]+)", README.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 20
+    assert len(lines) == 23
     assert parse(["train", "a", "--data", "b", "c=1"]).settings == ["c=1"]
     for line in lines:
         options = parse(line.split()[1:])

@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from spikedriven.cli.main import main
+from spikedriven.engine import purity
+from spikedriven.engine.purity import Finding, Kernel
 from spikedriven.records import read_records
 
 TINY = [
@@ -21,6 +25,51 @@ def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("accounts") / "run"
     assert main(["train", "digits", *TINY, "--run", str(folder)]) == 0
     return str(folder)
+
+
+def read_kernels(**changes):
+    read = Kernel("ops.add", "int32[:]", loops=1, instructions=3)
+    return lambda: [read, replace(read, **changes)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({}, 0, "No loop of 2 compiled kernels multiplies."),
+        ({"calls": ("pow",)}, 1, "ops.add(int32[:]) calls what was not read: pow"),
+        ({"signature": ""}, 1, "ops.add() was not compiled"),
+        ({"findings": (Finding("ops.add", "", "imull %eax", 3, 1),)}, 1, "ops.add: imull %eax"),
+    ],
+)
+def test_the_engine_passes_only_where_every_kernel_was_read(
+    monkeypatch, capsys, changes, code, said
+):
+    monkeypatch.setattr(purity, "audit_engine", read_kernels(**changes))
+    assert main(["audit", "--engine"]) == code
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("No loop" in shown) == (code == 0)
+    assert main(["audit", "--engine", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["ok"] == (code == 0)
+
+
+def test_a_failure_of_the_engines_process_is_shown_whole_with_debug_alone(
+    monkeypatch, capfd, tmp_path
+):
+    child = tmp_path / "child"
+    child.write_text(f"#!{sys.executable}\nraise ValueError('no vectors here')")
+    child.chmod(0o755)
+    monkeypatch.setattr(purity.sys, "executable", str(child))
+    for words, is_whole in (
+        (["audit", "--engine"], False),
+        (["audit", "--engine", "--debug"], True),
+    ):
+        assert main(words) == 2
+        shown = capfd.readouterr()
+        assert not shown.out
+        assert "raise ValueError('no vectors here')" in shown.err or not is_whole
+        assert ("Traceback" in shown.err) == is_whole
+        assert shown.err.splitlines()[-1].startswith("error: the process that compiles")
 
 
 def refused(capsys, *words: str) -> str:
@@ -221,7 +270,8 @@ def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
     ("words", "sentence"),
     [
         (["energy"], "nothing was given to charge"),
-        (["energy", "--model", "sdt_tiny"], "a table of firing rates"),
+        (["energy", "--model", "sdt_tiny"], "sdt_tiny is a model's name"),
+        (["energy", "sdt_tiny"], "pass --rates with a .csv file or one of paper_sdt_8_512_224"),
         (["energy", "/nowhere"], "is no run"),
         (["energy", "--rates", "nowhere.csv"], "cannot be read"),
         (["energy", "--rates", "{missing}", "--model", "sdt_tiny"], "lacks stem.second"),

@@ -63,13 +63,13 @@ def results(module, x: Tensor, num_steps: int, training: bool) -> dict[str, Tens
     generator = torch.Generator().manual_seed(channels)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=x.dtype)
+        return torch.rand(*shape, generator=generator, dtype=x.dtype).to(x.device)
 
     leaves = {
         "x": x.clone().requires_grad_(),
         "weight": (drawn(channels) + 0.5).requires_grad_(),
         "bias": (drawn(channels) + 0.5).requires_grad_(),
-        "decay": torch.tensor(0.4, dtype=x.dtype, requires_grad=True),
+        "decay": torch.tensor(0.4, dtype=x.dtype, device=x.device, requires_grad=True),
     }
     norm = reference.Norm(
         weight=leaves["weight"],

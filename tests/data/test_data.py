@@ -17,7 +17,7 @@ from spikedriven.data import (
     DataInfo,
     make_loader,
     open_data,
-    read_image,
+    read_sample,
 )
 from spikedriven.errors import ConfigError, DataError
 
@@ -124,14 +124,14 @@ def test_test_images_are_never_varied_and_training_images_are():
 def test_an_image_file_is_read_as_the_test_images_are(tmp_path):
     splits = digits()
     Image.fromarray(splits.test.pixels(7)[0].numpy()).save(tmp_path / "seven.png")
-    assert torch.equal(read_image(tmp_path / "seven.png", splits.info), splits.test[7][0])
+    assert torch.equal(read_sample(tmp_path / "seven.png", splits.info), splits.test[7][0])
 
 
 def test_an_image_file_of_another_size_is_resized_as_the_stored_images_are(tmp_path):
     small, large = (open_data(DataConfig(name="digits", image_size=n)) for n in (8, 16))
     for n in range(20):
         Image.fromarray(small.test.pixels(n)[0].numpy()).save(tmp_path / f"{n}.png")
-        assert torch.equal(read_image(tmp_path / f"{n}.png", large.info), large.test[n][0])
+        assert torch.equal(read_sample(tmp_path / f"{n}.png", large.info), large.test[n][0])
 
 
 def test_deep_pixels_are_refused_and_not_cut_off(tmp_path):
@@ -139,13 +139,13 @@ def test_deep_pixels_are_refused_and_not_cut_off(tmp_path):
     Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save(tmp_path / "nan.tiff")
     for name in ("deep.png", "nan.tiff"):
         with pytest.raises(DataError, match="8 bits a channel"):
-            read_image(tmp_path / name, INFO)
+            read_sample(tmp_path / name, INFO)
 
 
 def test_a_file_that_is_no_image_is_refused(tmp_path):
     (tmp_path / "x.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not a readable image"):
-        read_image(tmp_path / "x.png", INFO)
+        read_sample(tmp_path / "x.png", INFO)
 
 
 def test_colour_augmentation_of_grey_images_is_refused():
@@ -322,7 +322,7 @@ def test_evaluation_reads_images_as_timm_does(tmp_path, size, crop, interpolatio
         std=(1.0,) * 3, crop=crop, interpolation=interpolation,
     )  # fmt: skip
     # Pillow rounds between its two passes, torch once at the end: one grey level.
-    assert (read_image(path, info) - theirs).abs().max() <= 1 / 255 + 1e-6
+    assert (read_sample(path, info) - theirs).abs().max() <= 1 / 255 + 1e-6
 
 
 def test_a_random_crop_is_taken_from_the_whole_file_and_is_timms(tmp_path):
@@ -342,7 +342,7 @@ def test_a_random_crop_is_taken_from_the_whole_file_and_is_timms(tmp_path):
     assert all(image.shape == (3, 64, 64) for image in varied)
     assert torch.equal(varied[2], dataset[2, 0][0])
     assert not torch.equal(varied[0], varied[1])
-    assert torch.equal(dataset[0][0], read_image(path, info))
+    assert torch.equal(dataset[0][0], read_sample(path, info))
     rng = np.random.default_rng((2, 4, 2, 0))  # variation, seed, epoch, index
     with seeded_globals(int(rng.integers(2**32))):
         timms = RandomResizedCropAndInterpolation(64, scale=(0.2, 1.0), interpolation="bicubic")

@@ -515,6 +515,78 @@ def test_our_layers_are_looked_into():
     assert (found.module, found.operation) == ("conv", "convolution")
 
 
+class Doubling(nn.Conv2d):
+    def forward(self, s):
+        return super().forward(s + s)
+
+
+class Plain(nn.Conv2d):
+    def forward(self, s):
+        return super().forward(s.contiguous())
+
+
+@pytest.mark.parametrize(
+    ("kind", "between", "times"),
+    [
+        (Doubling, Clean, 1),
+        (Doubling, IntegerSpikes, 1),
+        (Plain, Clean, 0),
+        (Plain, IntegerSpikes, 1),
+    ],
+)
+def test_what_a_layer_makes_of_clean_spikes_is_judged_once(kind, between, times):
+    class Network(between):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = kind(8, 8, 3, padding=1)
+
+    violations = [found for found in audited(Network).violations if found.module == "second"]
+    assert sum(found.times for found in violations) == times
+
+
+class Remembers(Planted):
+    def __init__(self, *, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.register_buffer("trace", torch.zeros(1))
+
+    def between(self, s):
+        weighed = s * self.trace
+        trace = 0.7 + s.amax(dim=0, keepdim=True)
+        if self.way == "replaced":
+            self.trace = trace
+        elif self.way == "resized":
+            self.trace.resize_(trace.shape).copy_(trace)
+        else:
+            self.trace.data = trace
+        return (weighed > 0).float()
+
+
+@pytest.mark.parametrize("way", ["replaced", "resized", "data"])
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_buffer_that_holds_a_signal_of_an_earlier_call_is_no_weight(way, calls):
+    model, x = Remembers(way=way), torch.rand(1, 2, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(calls):
+            model(x)
+    (found,) = audit(model, x).violations
+    assert (found.module, found.operation) == ("", "product")
+
+
+def test_a_buffer_that_is_made_of_constants_in_the_first_call_is_a_weight():
+    class Lazy(Planted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("factor", None)
+
+        def between(self, s):
+            if self.factor is None:
+                self.factor = torch.full((1,), 0.5) * self.head.bias[0].abs()
+            return (s * self.factor > 0).float()
+
+    assert audited(Lazy).ok
+
+
 def test_a_layer_that_computes_outside_of_torch_is_judged_by_what_comes_in():
     class Outside(nn.Conv2d):
         def forward(self, s):

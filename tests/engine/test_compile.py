@@ -20,6 +20,7 @@ from spikedriven.engine.ops.neuron.reference import fire
 from spikedriven.engine.ops.synapse.reference import add_rows, fire_current, stream_current
 from spikedriven.engine.plan import FRACTION, AttendStep, FireStep, ImageStep, StreamStep
 from spikedriven.errors import ConfigError
+from spikedriven.models.sdt import Block
 
 CONFIG = sd.SDTConfig(1, 64, 7, stem_pool="0011")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -344,6 +345,54 @@ def test_another_layer_than_the_configs_is_refused_by_its_name(conv):
     model = sd.SpikeDrivenTransformer(CONFIG)
     model.blocks[0].attention.query.conv = conv
     refused(r"^blocks.0.attention.query.conv is Conv2d\(", model.eval())
+
+
+class Scaled(sd.SpikeDrivenTransformer):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Reversed(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        return super().forward_steps(x).flip(0)
+
+
+class Named(sd.SpikeDrivenTransformer):
+    """Computes what its parent does."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.title = "a name"
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Scaled, "forward"), (Reversed, "forward_steps")])
+def test_a_model_that_computes_something_else_with_the_same_layers_is_refused(kind, method):
+    refused(f"^{kind.__name__} has a {method} of its own", kind(CONFIG).eval())
+
+
+def test_a_subclass_that_computes_the_same_is_compiled():
+    torch.manual_seed(0)
+    program = sd.compile(Named(CONFIG).eval())
+    torch.manual_seed(0)
+    assert program == sd.compile(sd.SpikeDrivenTransformer(CONFIG).eval())
+
+
+def test_a_subclass_of_a_block_is_refused_by_its_name():
+    class Skipping(Block):
+        def forward(self, u):
+            return u
+
+    model = sd.SpikeDrivenTransformer(CONFIG).eval()
+    model.blocks[0] = Skipping(CONFIG).eval()
+    refused("^blocks.0 is Skipping", model)
+
+
+@pytest.mark.parametrize("name", ["", "blocks.0", "stem.second.lif"])
+def test_a_forward_that_was_put_into_a_layer_is_refused(name):
+    model = sd.SpikeDrivenTransformer(CONFIG).eval()
+    layer = model.get_submodule(name)
+    layer.forward = lambda *given: given[0]
+    refused(f"^{name or 'SpikeDrivenTransformer'} has a forward of its own", model)
 
 
 def test_a_part_that_is_something_else_is_refused():

@@ -10,8 +10,16 @@ from tests.helpers.lively import lively, some_images
 
 import spikedriven as sd
 from spikedriven.engine.parity import Agreement, compare
-from spikedriven.engine.plan import FireStep, ImageStep, StreamStep
+from spikedriven.engine.plan import (
+    AttendStep,
+    FireStep,
+    ImageStep,
+    Neuron,
+    ReadoutStep,
+    StreamStep,
+)
 from spikedriven.errors import ShapeError
+from spikedriven.nn.probe import Dilation, Tap, spike_sources
 
 CONFIGS = {
     "lif": sd.SDTConfig(2, 64, 7, stem_pool="0011"),
@@ -34,6 +42,10 @@ def images():
     return torch.from_numpy(some_images(8, 3, 16, 16) / np.float32(255))
 
 
+def is_neuron(module):
+    return not isinstance(module, Tap | Dilation)
+
+
 def share(agreements):
     different = sum(agreement.different for agreement in agreements.values())
     return different / sum(agreement.sites for agreement in agreements.values())
@@ -47,28 +59,32 @@ def test_int16_differs_seldom_and_int8_more_often(name):
         agreements = compare(sd.compile(model, weights), model, images())
         for layer, agreement in agreements.items():
             assert agreement.mismatch < 4 * few, layer
-            assert 0 < agreement.rate < 1, layer
+            assert 0 < agreement.rate < 1 or layer.endswith("gate"), layer
         shares[weights] = share(agreements)
         assert shares[weights] < few
     assert shares["int16"] < shares["int8"]
 
 
-def test_every_layer_of_neurons_behind_weights_is_compared():
-    model = model_of("lif")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_of_neurons_is_compared(name):
+    model = model_of(name)
     program = sd.compile(model)
     agreements = compare(program, model, images())
     wanted = []
     for step in program.steps:
-        if isinstance(step, ImageStep | FireStep):
+        if isinstance(step, ImageStep | FireStep | ReadoutStep):
             wanted.append(step.name)
+        elif isinstance(step, AttendStep):
+            wanted.append(step.name.replace("masked", "gate"))
         elif isinstance(step, StreamStep) and step.neuron is not None:
             wanted.append(step.emits)
     assert list(agreements) == wanted
     with sd.record_spikes(model) as spikes, torch.no_grad():
         model(images())
-    for name, agreement in agreements.items():
-        assert agreement.sites == spikes[name].numel()
-        assert agreement.fired == spikes[name].sum()
+    assert set(agreements) == {n for n, module in spike_sources(model).items() if is_neuron(module)}
+    for layer, agreement in agreements.items():
+        assert agreement.sites == spikes[layer].numel()
+        assert agreement.fired == spikes[layer].sum()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,38 @@ def test_an_altered_layer_is_found_out_and_only_that(step, layer, what):
             assert after[name].mismatch > 5 * before[name].mismatch + 1e-3
         else:
             assert after[name] == before[name]
+
+
+def replaced(program, name, **changes):
+    steps = [replace(step, **changes) if step.name == name else step for step in program.steps]
+    return replace(program, steps=tuple(steps))
+
+
+def test_an_altered_head_is_found_out_and_only_that():
+    model = model_of("lif")
+    program = sd.compile(model)
+    head = program.steps[-1]
+    wrong = replaced(program, "head_lif", neuron=replace(head.neuron, theta=head.neuron.theta * 2))
+    before, after = compare(program, model, images()), compare(wrong, model, images())
+    assert {name for name in before if after[name] != before[name]} == {"head_lif"}
+    assert after["head_lif"].mismatch > 0.01
+    assert before["head_lif"].mismatch < FEW["int16"]
+
+
+@pytest.mark.parametrize("name", ["lif", "plif", "dilated"])
+def test_gates_open_exactly_as_the_float_models_and_altered_ones_are_found_out(name):
+    model = model_of(name)
+    program = sd.compile(model)
+    before = compare(program, model, images())
+    assert before["blocks.0.attention.gate"].different == 0
+    assert before["blocks.0.attention.gate"].fired
+    closed = Neuron(theta=np.full(64, np.iinfo(np.int32).max, np.int32))
+    wrong = replaced(program, "blocks.0.attention.masked", gate=closed)
+    after = compare(wrong, model, images())
+    assert {layer for layer in before if after[layer] != before[layer]} == {
+        "blocks.0.attention.gate"
+    }
+    assert after["blocks.0.attention.gate"].mismatch == before["blocks.0.attention.gate"].rate
 
 
 def test_frames_are_compared_as_images_are():

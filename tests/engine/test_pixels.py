@@ -68,7 +68,6 @@ def test_an_images_own_memory_order_does_not_matter():
         (RGB, np.zeros((1, 3, 8, 8), np.int64), "the input is int64"),
         (RGB, np.zeros((1, 3, 8, 8), np.bool_), "the input is bool"),
         (RGB, np.zeros((1, 1, 8, 8), np.uint8), "has 1 channels; this program takes 3"),
-        (RGB, np.zeros((0, 3, 8, 8), np.uint8), "has an empty axis"),
         (RGB, np.zeros((1, 3, 0, 8), np.uint8), "has an empty axis"),
         (RGB, np.zeros((1, 3, 3, 8, 8), np.uint8), "has T = 3 steps.*compiled for 4"),
         (BOUND, np.zeros((1, 3, 8, 8), np.uint8), "8 x 8; this program was compiled for 16 x 16"),
@@ -81,7 +80,7 @@ def test_an_images_own_memory_order_does_not_matter():
         (RGB, np.full((1, 3, 8, 8), np.inf), "from inf to inf"),
     ],
     ids=[
-        "no batch", "six axes", "integers", "booleans", "channels", "no image", "no rows", "steps",
+        "no batch", "six axes", "integers", "booleans", "channels", "no rows", "steps",
         "size", "width", "height of the stride", "width of the stride", "too bright", "too dark",
         "NaN", "infinite",
     ],
@@ -90,6 +89,12 @@ def test_what_does_not_fit_is_refused_in_one_sentence(wanted, x, message):
     with pytest.raises(ShapeError, match=message) as raised:
         read_pixels(wanted, x)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_no_image_is_no_byte(dtype):
+    assert read_pixels(RGB, np.zeros((0, 3, 8, 8), dtype)).shape == (1, 0, 3, 8, 8)
+    assert read_pixels(RGB, np.zeros((0, 4, 3, 8, 8), dtype)).shape == (4, 0, 3, 8, 8)
 
 
 def test_one_wrong_pixel_is_enough():

@@ -11,7 +11,8 @@ from safetensors.torch import save_file as save_torch_file
 from tests.helpers.lively import some_images
 
 import spikedriven as sd
-from spikedriven.engine.plan import FORMAT, Program
+from spikedriven.engine import plan as plan_module
+from spikedriven.engine.plan import FORMAT, FireStep, PoolStep, Program, StreamStep
 from spikedriven.errors import CheckpointError, ConfigError
 
 TINY = sd.SDTConfig(1, 16, 3, in_channels=1, stem_pool="0011", num_heads=2)
@@ -178,6 +179,163 @@ def test_rewriting_nothing_is_no_alteration(saved):
 @pytest.mark.parametrize("name", ["missing.spk", "."])
 def test_what_is_no_file_is_refused(tmp_path, name):
     assert "is not a file" in refusal(tmp_path / name)
+
+
+# ------------------------------------------------------------------ plans that do not fit
+
+
+def forged(path, plan):
+    """Write a plan of one's own, hashed as if it were ours."""
+    content = path.read_bytes()
+    rewritten(path, plan=plan, sha256=plan_module._hash(str(FORMAT), plan, load(content)))
+
+
+def changed(whole, path, change):
+    """Return a dataclass with another value in a field, or in a field of a field."""
+    name, _, rest = path.partition("/")
+    value = getattr(whole, name)
+    return replace(whole, **{name: changed(value, rest, change) if rest else change(value)})
+
+
+def edited(program, step, path, change):
+    """Return a program with another value in a step, or in itself."""
+    if not step:
+        return changed(program, path, change)
+    assert step in [s.name for s in program.steps]
+    steps = [changed(s, path, change) if s.name == step else s for s in program.steps]
+    return replace(program, steps=tuple(steps))
+
+
+def const(value):
+    return lambda _: value
+
+
+def twice(axis):
+    return lambda x: np.concatenate([x, x], axis)
+
+
+def pooled_before(steps, name):
+    """Give a step spikes of half the size."""
+    for place, step in enumerate(steps):
+        if step.name == name:
+            pool = PoolStep(name="pooled", source=step.source)
+            return (*steps[:place], pool, replace(step, source="pooled"), *steps[place + 1 :])
+    raise AssertionError(name)
+
+
+# step, field, change
+EDITS = [
+    ("", "weights", const("int16")),
+    ("", "weights", const("int4")),
+    ("", "input", const(None)),
+    ("", "input/channels", const("1")),
+    ("", "input/channels", const(True)),
+    ("", "input/num_steps", const(0)),
+    ("", "input/stride", const(2)),
+    ("", "input/size", const(-16)),
+    ("", "input/mean", const((0.0,) * 3)),
+    ("", "input/std", const((0.0,))),
+    ("", "input/std", const(("1",))),
+    ("", "steps", const(())),
+    ("", "steps", lambda steps: steps[1:]),
+    ("", "steps", lambda steps: steps[:-1]),
+    ("", "steps", lambda steps: (steps[0], *steps)),
+    ("", "steps", lambda steps: (steps[0], steps[-1])),
+    ("", "steps", lambda steps: (*steps[:-1], steps[1], steps[-1])),
+    ("", "steps", lambda steps: pooled_before(steps, "blocks.0.attention.project")),
+    ("", "classes", const(("a",) * 4)),
+    ("", "classes", const((1, 2, 3))),
+    ("stem.fourth", "name", const("")),
+    ("stem.image", "weight", twice(2)),
+    ("stem.image", "bias", lambda x: x[:15]),
+    ("stem.second", "weight", lambda x: x[:, :, :-1]),
+    ("stem.second", "source", const("head_lif")),
+    ("stem.third", "name", const("stem.second")),
+    ("stem.third", "weight", lambda x: x[:2, :2]),
+    ("stem.third", "weight", lambda x: x.astype(np.float32)),
+    ("stem.third", "weight", lambda x: x[..., :0]),
+    ("stem.third", "weight", const(3)),
+    ("stem.third", "neuron", const(None)),
+    ("stem.third", "neuron/theta", twice(0)),
+    ("stem.third", "neuron/leak", const(())),
+    ("stem.third", "neuron/leak", const((32,))),
+    ("stem.third", "up", const(32)),
+    ("stem.fourth", "bias", lambda x: x[:-1]),
+    ("stem.fourth", "gain", lambda x: x * 0 + 9),
+    ("stem.fourth", "down", const(1.0)),
+    ("stem.fourth", "begins", const(False)),
+    ("stem.fourth", "neuron", const(None)),
+    ("stem.position", "begins", const(True)),
+    ("stem.position", "pool", const(True)),
+    ("stem.position", "pool", const(0)),
+    ("stem.position", "source", const("stem.third")),
+    ("stem.position", "weight", lambda x: x[..., :-1]),
+    ("stem.position", "emits", const("")),
+    ("blocks.0.mlp.contract", "emits", const("more")),
+    ("blocks.0.attention.masked", "key", const("stem.third")),
+    ("blocks.0.attention.masked", "key", const("blocks.0.attention.query")),
+    ("blocks.0.attention.project", "source", const("blocks.0.attention.query")),
+    ("blocks.0.attention.masked", "channels", const(99)),
+    ("blocks.0.attention.masked", "dilation_heads", const(3)),
+    ("head_lif", "weight", twice(0)),
+    ("head_lif", "bias", lambda x: x[:-1]),
+    ("head_lif", "scale", const(float("inf"))),
+    ("head_lif", "scale", const(np.ones((90, 3)))),
+]
+
+
+@pytest.mark.parametrize(("step", "path", "change"), EDITS)
+def test_a_plan_whose_parts_do_not_fit_is_refused_however_it_is_hashed(
+    step, path, change, tmp_path
+):
+    program = program_of()
+    wrong = edited(program, step, path, change)
+    assert differences(wrong, program)
+    wrong.save(tmp_path / "net.spk")
+    sentence = refusal(tmp_path / "net.spk")
+    assert "holds a plan that cannot be run" in sentence
+    assert "it must be" in sentence
+
+
+def test_weights_of_neither_width_are_refused(tmp_path):
+    program = replace(program_of(), weights="int32")
+    for step in program.steps:
+        if isinstance(step, FireStep | StreamStep):
+            program = edited(program, step.name, "weight", lambda x: x.astype(np.int32))
+    program.save(tmp_path / "net.spk")
+    assert "weights is int32; it must be int8 or int16" in refusal(tmp_path / "net.spk")
+
+
+def test_a_layer_of_more_rows_than_an_event_can_name_is_refused(tmp_path):
+    program = edited(program_of(), "stem.image", "weight", lambda x: np.resize(x, (3, 3, 1, 7300)))
+    program = edited(program, "stem.image", "bias", lambda x: np.resize(x, (16, 7300)))
+    program = edited(program, "stem.image", "neuron/theta", lambda x: np.resize(x, 7300))
+    program = edited(program, "stem.second", "weight", lambda x: np.resize(x, (3, 3, 7300, 4)))
+    program.save(tmp_path / "net.spk")
+    assert "stem.second.weight is 66240 rows; it must be at most" in refusal(tmp_path / "net.spk")
+
+
+@pytest.mark.parametrize(
+    "plan", ["", "[]", "{}", "3", '{"kind": "Program"}', '{"kind": "Nothing"}', '{"tensor": "no"}']
+)
+def test_a_plan_of_other_words_is_refused_however_it_is_hashed(plan, saved):
+    if not plan:
+        plan = json.dumps({"kind": "Program", "weights": "int8"})
+    forged(saved, plan)
+    assert "holds a plan" in refusal(saved)
+
+
+# ------------------------------------------------------------------ equal programs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_programs_of_the_same_numbers_are_equal(name):
+    a, b = program_of(name), program_of(name)
+    assert a == b
+    assert len({a, b}) == 1
+    assert a != replace(b, classes=("a", "b", "c"))
+    assert a != edited(b, "head_lif", "bias", lambda x: x + 1)
+    assert a != "a program"
 
 
 # ------------------------------------------------------------------ places that cannot be written

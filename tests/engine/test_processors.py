@@ -9,14 +9,10 @@ import numba
 import numpy as np
 import pytest
 from tests.helpers.lively import lively, some_images
+from tests.helpers.processors import PROCESSORS
 
 import spikedriven as sd
 
-# name of the processor -> what LLVM may use of it
-PROCESSORS = {
-    "haswell": "+sse4.2,+popcnt,+lzcnt,+bmi,+bmi2,+avx,+avx2,-avx512f",
-    "nehalem": "+sse4.2,+popcnt,-avx,-avx2,-avx512f",
-}
 CODE = """
 import numpy as np, spikedriven as sd
 from spikedriven.engine.ops.synapse import cpu

@@ -11,10 +11,12 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from tests.helpers.lively import lively, some_images
 
 import spikedriven as sd
 from spikedriven.engine import run
+from spikedriven.engine.check import check
 from spikedriven.engine.plan import AttendStep
 from spikedriven.engine.reference import run_reference
 from spikedriven.errors import ConfigError, ShapeError
@@ -81,6 +83,11 @@ def test_every_network_computes_its_reference(name, weights, moving):
     assert len(np.unique(trace.scores.sum(axis=0), axis=0)) > 1  # images are told apart
 
 
+@pytest.mark.parametrize(("name", "weights"), ALL)
+def test_every_plan_fits_together(name, weights):
+    check(program_of(name, weights))
+
+
 @pytest.mark.parametrize("name", ["plif, pooled", "plif, dilated, six steps"])
 def test_among_the_networks_some_gates_remember(name):
     steps = [step for step in program_of(name).steps if isinstance(step, AttendStep)]
@@ -138,6 +145,24 @@ def test_a_call_leaves_nothing_for_the_next(name, weights):
     program.run(np.full_like(x, 255))
     again, _ = program.run(x)
     assert np.array_equal(again, first)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("moving", [False, True])
+def test_no_image_has_no_logits_as_in_the_float_model(dtype, moving):
+    program, x = program_of("six steps"), inputs_of("six steps", 1, moving=moving)[:0]
+    config, (height, width) = NETWORKS["six steps"]
+    model = sd.SpikeDrivenTransformer(config).eval()
+    logits, stats = program.run(x.astype(dtype))
+    wanted = model(torch.from_numpy(x.astype(np.float32)))
+    assert logits.shape == wanted.shape == (0, config.num_classes)
+    assert logits.dtype == np.float32
+    assert (stats.images, stats.additions) == (0, {})
+    assert np.array_equal(logits, run_reference(program, x)[0])
+    frame = np.zeros((0, config.in_channels, height, width), dtype)
+    assert program.stream().push(frame).shape == logits.shape
+    assert [part.shape for part in program.engine.decide(frame, 0.9)] == [logits.shape, (0,)]
+    assert_equals_reference(program, inputs_of("six steps"))
 
 
 def test_floats_are_read_as_the_bytes_they_came_from():
@@ -294,7 +319,7 @@ def test_a_run_leaves_the_number_of_threads_as_it_was():
         ((3, 16, 16), "it must be uint8 or real"),
         ((2, 3, 16, 18), "multiples of 4"),
         ((2, 5, 3, 16, 16), "has T = 5 steps"),
-        ((0, 3, 16, 16), "has an empty axis"),
+        ((2, 3, 0, 16), "has an empty axis"),
     ],
     ids=["channels", "rank", "stride", "steps", "empty"],
 )

@@ -477,6 +477,60 @@ def test_a_run_continues_only_with_the_recipe_that_it_began_with(cut):
             resume(cut)
 
 
+def test_a_run_continues_where_a_newer_version_knows_more_keys(finished, cut):
+    file = cut / "checkpoints/last.ckpt"
+    state = WholeFileIO().load_checkpoint(file)
+    for key in ("  weights: null\n", "  energy_budget: null\n"):
+        assert key in state["recipe"]
+        state["recipe"] = state["recipe"].replace(key, "")
+    WholeFileIO().save_checkpoint(state, file)
+    (cut / "recipe.yaml").write_text(state["recipe"])
+    resume(cut)
+    assert_same_run(finished, cut)
+
+
+STILL = ["optimizer.lr=1e-30", "schedule.min_lr=0", "schedule.warmup_epochs=0", "schedule.epochs=1"]
+"""Steps that move a weight by 1e-30 at most."""
+
+
+@pytest.mark.parametrize("source", ["run", "file"])
+def test_training_begins_from_given_weights_at_another_number_of_steps(finished, tmp_path, source):
+    begin = finished if source == "run" else finished / "checkpoints/last.safetensors"
+    folder = tmp_path / "run"
+    fit(tiny(f"model.weights={begin}", "model.num_steps=3", *STILL), run_dir=folder)
+    model = Run(folder).model()
+    assert model.config.num_steps == 3
+    for name, parameter in model.named_parameters():
+        assert (parameter - weights(finished)[name]).abs().max() < 1e-28, name
+
+
+def test_a_run_that_began_from_weights_resumes_without_them(finished, tmp_path):
+    begin = tmp_path / "begin.safetensors"
+    shutil.copy(finished / "checkpoints/last.safetensors", begin)
+    recipe = tiny(f"model.weights={begin}", "schedule.epochs=2")
+    fit(recipe, run_dir=tmp_path / "whole")
+    fit_and_stop(recipe, tmp_path / "cut", at_epoch=1)
+    begin.unlink()
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("begin", "setting", "says"),
+    [
+        ("nowhere.safetensors", "model.depth=1", "cannot be read"),
+        (None, "model.width=32", "this model has"),
+        (None, "model.depth=2", "lacks"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_a_folder_is_made(
+    finished, tmp_path, begin, setting, says
+):
+    with pytest.raises(CheckpointError, match=says):
+        fit(tiny(f"model.weights={begin or finished}", setting), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_damaged_metrics_are_refused(finished, tmp_path):
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "metrics.json").write_text('{"test_accuracy":')

@@ -70,14 +70,16 @@ def _row(found: "Finding") -> tuple[str, str, str, int]:
 
 
 def _audit_engine(options: Namespace) -> int:
-    """Disassemble every kernel; fail where one multiplies in a loop."""
+    """Disassemble every kernel; fail where one multiplies in a loop, or was not read whole."""
     from spikedriven.engine.purity import audit_engine
 
     kernels = audit_engine()
     findings = [finding for kernel in kernels for finding in kernel.findings]
+    unread = [kernel for kernel in kernels if kernel.objection]
+    code = 0 if all(kernel.is_proved for kernel in kernels) else 1
     if options.json:
-        show_json([asdict(kernel) for kernel in kernels])
-        return 1 if findings else 0
+        show_json({"ok": code == 0, "kernels": [asdict(kernel) for kernel in kernels]})
+        return code
     by_name: dict[str, list[int]] = {}
     for kernel in kernels:
         row = by_name.setdefault(kernel.name, [0, 0, 0, 0])
@@ -91,9 +93,12 @@ def _audit_engine(options: Namespace) -> int:
     )
     for finding in findings[:20]:
         say(f"{finding.kernel}: {finding.instruction} (line {finding.line} of its assembly)")
-    say(
-        f"{len(findings)} multiplications in the loops of {len(kernels)} compiled kernels"
-        if findings
-        else f"No loop of {len(kernels)} compiled kernels multiplies."
-    )
-    return 1 if findings else 0
+    for kernel in unread:
+        say(f"{kernel.name}({kernel.signature}) {kernel.objection}")
+    if findings:
+        say(f"{len(findings)} multiplications in the loops of {len(kernels)} compiled kernels")
+    if unread:
+        say(f"{len(unread)} of {len(kernels)} kernels were not read whole, which proves nothing.")
+    if code == 0:
+        say(f"No loop of {len(kernels)} compiled kernels multiplies.")
+    return code

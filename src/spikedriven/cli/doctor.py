@@ -12,11 +12,12 @@ from spikedriven.records import this_device
 CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargparse", "PyYAML")
 TRAIN = ("lightning", "scikit-learn", "tensorboard", "timm", "torchmetrics", "torchvision")
 REPORT = ("matplotlib",)
+EXPORT = ("huggingface-hub", "nir", "onnx", "onnxscript")
 
 
 def run(options: Namespace) -> int:
     """Look around and report; exit 1 where the core cannot work."""
-    versions = {name: _version(name) for name in (*CORE, *TRAIN, *REPORT)}
+    versions = {name: _version(name) for name in (*CORE, *TRAIN, *REPORT, *EXPORT)}
     advice = []
     if any(versions[name] is None for name in CORE):
         advice.append("pip install spikedriven")
@@ -24,6 +25,8 @@ def run(options: Namespace) -> int:
         advice.append('pip install "spikedriven[train]"')
     if any(versions[name] is None for name in REPORT):
         advice.append('pip install "spikedriven[report]"')
+    if any(versions[name] is None for name in EXPORT):
+        advice.append('pip install "spikedriven[export]"')
     machine = {
         "spikedriven": __version__,
         "python": platform.python_version(),

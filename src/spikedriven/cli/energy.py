@@ -219,6 +219,12 @@ def _of_rates(options: Namespace) -> _Subject:
     from spikedriven.energy.shape import network
     from spikedriven.models.registry import find_variant
 
+    if options.rates is None and options.model is not None:
+        raise ConfigError(
+            f"{options.model} is a model's name, which does not say how often its neurons fire; it "
+            "must stand beside a table of firing rates, or be a run: pass --rates with a .csv file "
+            f"or one of {', '.join(list_rates())}, or name the folder of a run"
+        )
     if options.rates is None:
         raise ConfigError(
             "nothing was given to charge; it must be a run or a table of firing rates: pass RUN, "

@@ -16,10 +16,13 @@ from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors")
-EXTRAS = {"matplotlib": "report"}  # package -> extra; all others come with `train`
+EXTRAS = {
+    "matplotlib": "report",
+    **dict.fromkeys(("huggingface_hub", "nir", "onnx", "onnxscript"), "export"),
+}  # package -> extra; all others come with `train`
 VERBS = (
-    "train", "eval", "predict", "energy", "compile", "run", "bench", "audit", "conform", "report",
-    "models", "doctor",
+    "train", "eval", "predict", "energy", "compile", "run", "stream", "bench", "audit", "conform",
+    "report", "export", "models", "doctor",
 )  # fmt: skip
 
 
@@ -66,9 +69,9 @@ def build_parser() -> ArgumentParser:
     evaluate.add_argument("--split", default="test", help="test or validation")
     evaluate.add_argument("--weights", help="last or best; default: the recipe's")
 
-    predict = verb("predict", "classify image files")
+    predict = verb("predict", "classify image files, or recordings of events")
     predict.add_argument("run", metavar="RUN")
-    predict.add_argument("images", metavar="IMAGE", nargs="+")
+    predict.add_argument("images", metavar="FILE", nargs="+")
     predict.add_argument("--top", type=int, default=5, help="classes to name for each image")
 
     energy = verb("energy", "charge what a run or a table of firing rates computes, in joules")
@@ -93,11 +96,20 @@ def build_parser() -> ArgumentParser:
     compiled.add_argument("--weights", default="int16", help="int16 (faithful) or int8 (fast)")
     compiled.add_argument("--checkpoint", help="last or best; default: the recipe's")
 
-    execute = verb("run", "classify image files with a compiled program")
+    execute = verb("run", "classify files with a compiled program")
     execute.add_argument("program", metavar="FILE.spk")
-    execute.add_argument("images", metavar="IMAGE", nargs="+")
+    execute.add_argument("images", metavar="FILE", nargs="+")
     execute.add_argument("--top", type=int, default=5, help="classes to name for each image")
     execute.add_argument("--threads", type=int, help="default: all of the processor's")
+
+    streamed = verb("stream", "show a program one file, a time step at a time")
+    streamed.add_argument("program", metavar="FILE.spk")
+    streamed.add_argument("file", metavar="FILE", help="a recording of events, or an image")
+    streamed.add_argument(
+        "--confidence", type=float, default=1.0, help="share of the first class that stops"
+    )
+    streamed.add_argument("--top", type=int, default=3, help="classes to name after each step")
+    streamed.add_argument("--threads", type=int, help="default: all of the processor's")
 
     bench = verb("bench", "compare the engine with the float model")
     bench.add_argument("what", choices=["engine"], help="what to measure")
@@ -124,9 +136,27 @@ def build_parser() -> ArgumentParser:
     )
     report.add_argument("-o", "--output", metavar="FILE", default="report.html")
 
+    exported = verb("export", "write a run's model in another program's format")
+    exported.add_argument("run", metavar="RUN")
+    exported.add_argument("--format", default="onnx", help="onnx, nir, or hub: a folder")
+    exported.add_argument("-o", "--output", metavar="FILE", help="default: RUN-FORMAT")
+    exported.add_argument("--checkpoint", help="last or best; default: the recipe's")
+
     models = verb("models", "list the published sizes")
     doctor = verb("doctor", "say what is installed and what is missing")
-    asked = (evaluate, predict, energy, compiled, execute, bench, audit, conform, report)
+    asked = (
+        evaluate,
+        predict,
+        energy,
+        compiled,
+        execute,
+        streamed,
+        bench,
+        audit,
+        conform,
+        report,
+        exported,
+    )
     for added in (*asked, models, doctor):
         added.add_argument("--json", action="store_true", help="print JSON only")
     return parser

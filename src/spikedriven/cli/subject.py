@@ -88,10 +88,15 @@ def _of_run(folder: Path, data: str | None, checkpoint: str | None) -> Subject:
             f"the test split of {folder} is empty; it must hold at least one image: "
             "choose other data"
         )
-    # Each step shows another test image: what one step sees of another would be noticed.
+    # Each step shows another test image, or a recording's next frame: what one step sees of
+    # another would be noticed.
     T = model.config.num_steps
-    images = torch.stack([test[i % len(test)][0] for i in range(SAMPLES * T)])
+    if test.info.num_steps is None:
+        images = torch.stack([test[i % len(test)][0] for i in range(SAMPLES * T)])
+        x = images.unflatten(0, (SAMPLES, T))
+    else:
+        x = torch.stack([test[i % len(test)][0] for i in range(SAMPLES)])
     return Subject(
-        name=str(folder), model=model, x=images.unflatten(0, (SAMPLES, T)),
+        name=str(folder), model=model, x=x,
         mean=test.info.mean, std=test.info.std,
     )  # fmt: skip

@@ -26,6 +26,11 @@ class AugmentConfig:
     crop_scale: float | None = None
     """Smallest share of the area that a random crop keeps (sides 3:4 to 4:3), before it is resized
     to the image's size; None crops the middle, as in evaluation."""
+    roll: int = 0
+    """Shift by up to this many pixels along each axis; what leaves on one side comes back on the
+    other. All frames of a recording move together."""
+    cutout: int = 0
+    """Side in pixels of one square, anywhere, that is emptied; the same in all frames."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.horizontal_flip <= 1:
@@ -33,7 +38,9 @@ class AugmentConfig:
                 f"horizontal_flip is {self.horizontal_flip}; a probability must lie in [0, 1]: "
                 "0.5 is usual"
             )
-        for name, limit in (("crop_padding", 32), ("rotation", 180), ("zoom", 0.9)):
+        for name, limit in (
+            ("crop_padding", 32), ("rotation", 180), ("zoom", 0.9), ("roll", 32), ("cutout", 128),
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= limit:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; it must lie in [0, {limit}]: use 0 for none"
@@ -62,12 +69,16 @@ class DataConfig:
     """Evaluation of image files: side of the middle that is kept, over the shorter side."""
     interpolation: str = "bilinear"
     """How image files are resized: `bilinear` or `bicubic`, averaging where they shrink."""
+    num_frames: int | None = None
+    """Frames that a recording of events is divided into, the model's T; None takes 16."""
     validation_fraction: float = 0.1
     """Share of the training images held out to choose by; the same ones for every seed."""
     batch_size: int = 64
     """Images per training step."""
     num_workers: int = 0
     """Processes that prepare images; 0 prepares them in the training process."""
+    resident: bool = False
+    """Keep the training images on the training device as bytes and vary them there."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Variation of the training images."""
 
@@ -95,6 +106,10 @@ class DataConfig:
             raise ConfigError(
                 f"num_workers is {self.num_workers}; it must be at least 0: use 0 for none"
             )
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ConfigError(
+                f"num_frames is {self.num_frames}; it must be at least 1: 16 is usual"
+            )
         if self.image_size is not None and self.image_size < 4:
             raise ConfigError(
                 f"image_size is {self.image_size}; it must be at least 4 pixels: "
@@ -110,7 +125,7 @@ class DataInfo:
     classes: tuple[str, ...]
     """Names of the classes, in the order of the labels."""
     in_channels: int
-    """1 for grey, 3 for colour."""
+    """1 for grey, 3 for colour, 2 for the polarities of events."""
     image_size: int
     """Side of the images as given out."""
     mean: tuple[float, ...]
@@ -121,3 +136,5 @@ class DataInfo:
     """As in `DataConfig`: image files are read so."""
     interpolation: str = "bilinear"
     """As in `DataConfig`."""
+    num_steps: int | None = None
+    """Frames of each recording, T; None where the data are images."""

@@ -61,6 +61,23 @@ def open_folder(
     return info, parts[0], parts[1], parts[2]
 
 
+def locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
+    """Return the first of `root / wanted` that exists, or say what is missing."""
+    choices = " or ".join(wanted)
+    if root is None:
+        raise DataError(
+            f"{name} lies in files of yours and no folder was given; it must hold {choices}: "
+            "pass --data DIR"
+        )
+    for layout in wanted:
+        if (root / layout).exists():
+            return root / layout
+    raise DataError(
+        f"{name} was not found: {root} must hold {choices}: "
+        "put the files there or pass another --data"
+    )
+
+
 def _part_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 

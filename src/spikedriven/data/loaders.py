@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spikedriven.data.config import AugmentConfig, DataInfo
+from spikedriven.data.events import read_frames
 from spikedriven.data.transforms import Augment, decode, image_of, normalise, open_image
 from spikedriven.errors import DataError
 
@@ -25,7 +26,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
     """Images with labels, held as bytes or read from files when asked for.
 
     Args:
-        images: uint8 [N, C, H, W], or N image files.
+        images: uint8 [N, C, H, W], frames [N, T, C, H, W], or N image files.
         labels: Whole numbers in [0, K), one for each image.
         info: What they are; fixes K, size and normalisation.
         augment: Variation applied to items that are asked for by (epoch, index).
@@ -64,7 +65,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def pixels(self, index: int) -> Tensor:
-        """Return the stored image, uint8 [C, H, W]."""
+        """Return the stored image, uint8 [C, H, W], or its frames [T, C, H, W]."""
         stored = self.images[index]
         if isinstance(stored, Tensor):
             return stored
@@ -97,7 +98,11 @@ class Place:
     ranks: int = 1
 
 
-class EpochSampler(Sampler[Address]):
+ALONE = Place()
+"""The place of a process that shares its run with no other."""
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
     """Gives out (epoch, index) in an order that depends on (seed, epoch) alone.
 
     With several processes each gives out its part of every common batch of `ranks * batch_size`;
@@ -111,7 +116,7 @@ class EpochSampler(Sampler[Address]):
         place: Which process this is.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int = 1, place: Place = Place()) -> None:
+    def __init__(self, length: int, seed: int, batch_size: int = 1, place: Place = ALONE) -> None:
         self.length = length
         self.seed = seed
         self.batch_size = batch_size
@@ -154,7 +159,7 @@ class EpochSampler(Sampler[Address]):
         # Of a whole epoch: where it begins changes no epoch's number of steps.
         return self.whole * self.batch_size + len(self._part(np.arange(self.rest)))
 
-    def __iter__(self) -> Iterator[Address]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((ORDER, self.seed, self.epoch)).permutation(self.length)
         size = self.batch_size * self.place.ranks
         for batch in range(self.first, self.whole + (self.rest > 0)):
@@ -173,7 +178,7 @@ class PartSampler(Sampler[int]):
         place: Which process this is.
     """
 
-    def __init__(self, length: int, place: Place = Place()) -> None:
+    def __init__(self, length: int, place: Place = ALONE) -> None:
         self.length = length
         self.size = -(-length // place.ranks)
         self.start = min(place.rank * self.size, length)
@@ -230,7 +235,7 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     num_workers: int = 0,
-    place: Place = Place(),
+    place: Place = ALONE,
 ) -> Loader:
     """Return a loader that gives out every sample once an epoch, the last batch partial.
 
@@ -254,3 +259,22 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else PyTorch draws a number from the global generator
     )
+
+
+def read_sample(path: Path, info: DataInfo) -> Tensor:
+    """Read a file as the dataset's test items are: an image, or a recording as normalised frames.
+
+    Args:
+        path: Image in any format that Pillow reads, or a recording (`events.read_events`).
+        info: The dataset that the model was trained on.
+
+    Returns:
+        float32 [C, H, W], or [T, C, H, W] where `info.num_steps` is set.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    if info.num_steps is not None:
+        return normalise(read_frames(path, info.num_steps, info.image_size), info)
+    pixels = decode(path, info.in_channels, info.image_size, info.crop, info.interpolation)
+    return normalise(pixels, info)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikedriven.data.config import DataConfig, DataInfo
-from spikedriven.data.folder import open_folder
+from spikedriven.data.events import open_cifar10dvs, open_dvs128_gesture, open_nmnist
+from spikedriven.data.folder import locate, open_folder
 from spikedriven.data.loaders import ArrayDataset
 from spikedriven.data.transforms import resized
 from spikedriven.errors import ConfigError, DataError
@@ -64,10 +65,20 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
             f"there is no dataset {config.name!r}; the datasets are {', '.join(_SOURCES)}: {cure}"
         )
     info, train, validation, test = _SOURCES[config.name](config, root)
+    if config.num_frames is not None and info.num_steps is None:
+        raise ConfigError(
+            f"data.num_frames is {config.num_frames} and {config.name} holds images; only "
+            "recordings of events are divided into frames: leave it out and set model.num_steps"
+        )
+    if config.augment.crop_scale is not None and info.num_steps is not None:
+        raise ConfigError(
+            f"crop_scale is set and {config.name} holds recordings of events; only images are "
+            "cropped at random: remove data.augment.crop_scale"
+        )
     if config.augment.rand_augment is not None and info.in_channels != 3:
         raise ConfigError(
-            f"rand_augment is set and {config.name} is grey; RandAugment needs colour images: "
-            "remove data.augment.rand_augment"
+            f"rand_augment is set and {config.name} has no colours; RandAugment needs colour "
+            "images: remove data.augment.rand_augment"
         )
     is_stored = isinstance(train[0], Tensor)
     if is_stored and (config.crop, config.interpolation) != (1.0, "bilinear"):
@@ -144,23 +155,6 @@ def _digits(config: DataConfig, root: Path | None) -> Opened:  # noqa: ARG001 - 
     )
 
 
-def _locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
-    """Return the first of `root / wanted` that exists, or say what is missing."""
-    choices = " or ".join(wanted)
-    if root is None:
-        raise DataError(
-            f"{name} lies in files of yours and no folder was given; it must hold {choices}: "
-            "pass --data DIR"
-        )
-    for layout in wanted:
-        if (root / layout).exists():
-            return root / layout
-    raise DataError(
-        f"{name} was not found: {root} must hold {choices}: "
-        "put the files there or pass another --data"
-    )
-
-
 def _read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     """Return the bytes of an idx file, packed by gzip where its name ends in .gz.
 
@@ -185,7 +179,7 @@ def _mnist_like(
     def opened(config: DataConfig, root: Path | None) -> Opened:
         first = "train-images-idx3-ubyte"
         layouts = (f"{folder}/raw/{first}", f"raw/{first}", first)
-        found = _locate(
+        found = locate(
             config.name, root, tuple(f"{x}{end}" for end in ("", ".gz") for x in layouts)
         )
 
@@ -224,7 +218,7 @@ def _cifar(
     def opened(config: DataConfig, root: Path | None) -> Opened:
         from torchvision import datasets
 
-        base = _locate(config.name, root, (folder, "batches.meta", "meta"))
+        base = locate(config.name, root, (folder, "batches.meta", "meta"))
         parent = base.parent if base.name == folder else base.parent.parent
         try:
             train, test = (
@@ -270,5 +264,8 @@ _SOURCES: dict[str, Callable[[DataConfig, Path | None], Opened]] = {
     "cifar100": _cifar(
         "CIFAR100", "cifar-100-python", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     ),
+    "cifar10dvs": open_cifar10dvs,
+    "dvs128_gesture": open_dvs128_gesture,
+    "nmnist": open_nmnist,
     "image_folder": open_folder,
 }

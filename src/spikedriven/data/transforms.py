@@ -27,23 +27,6 @@ UNREADABLE = (
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
 
 
-def read_image(path: Path, info: DataInfo) -> Tensor:
-    """Read an image file as the dataset's test images are: resized, centre-cropped, normalised.
-
-    Args:
-        path: Image in any format that Pillow reads.
-        info: The dataset that the model was trained on.
-
-    Returns:
-        float32 [C, H, W].
-
-    Raises:
-        DataError: The file is missing or is no whole image.
-    """
-    pixels = decode(path, info.in_channels, info.image_size, info.crop, info.interpolation)
-    return normalise(pixels, info)
-
-
 def open_image(path: Path, in_channels: int) -> Image.Image:
     """Return an image file, whole, in grey or in colour.
 
@@ -119,14 +102,23 @@ def resized(images: Tensor, height: int, width: int, interpolation: str = "bilin
 
 
 def normalise(pixels: Tensor, info: DataInfo) -> Tensor:
-    """Return (pixels / 255 - mean) / std as float32, per channel; pixels are uint8 [C, H, W]."""
-    mean = torch.tensor(info.mean).view(-1, 1, 1)
-    std = torch.tensor(info.std).view(-1, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    """Return (pixels / 255 - mean) / std as float32, per channel.
+
+    Args:
+        pixels: uint8 [C, H, W], or [T, C, H, W] for frames, whose counts come back whole.
+        info: Mean and deviation.
+    """
+    # In single precision a count divided by 255 and by 1 / 255 would no longer be whole.
+    dtype = torch.float32 if info.num_steps is None else torch.float64
+    mean = torch.tensor(info.mean, dtype=dtype).view(-1, 1, 1)
+    std = torch.tensor(info.std, dtype=dtype).view(-1, 1, 1)
+    return ((pixels.to(dtype) / 255 - mean) / std).float()
 
 
 class Augment:
-    """Varies uint8 images [C, H, W]; the same generator state gives the same variation.
+    """Varies uint8 images [C, H, W], or frames [T, C, H, W] that stay alike.
+
+    The same generator state gives the same variation.
 
     Args:
         config: What to vary.
@@ -177,9 +169,15 @@ class Augment:
             pad = config.crop_padding
             down, right = rng.integers(0, 2 * pad + 1, 2)
             height, width = pixels.shape[-2:]
-            pixels = F.pad(pixels, [pad] * 4)[:, down : down + height, right : right + width]
+            pixels = F.pad(pixels, [pad] * 4)
+            pixels = pixels[..., down : down + height, right : right + width]
         if config.rotation or config.zoom:
             pixels = self._turned(pixels, rng)
+        if config.roll:
+            down, right = rng.integers(-config.roll, config.roll + 1, 2)
+            pixels = pixels.roll((int(down), int(right)), dims=(-2, -1))
+        if config.cutout:
+            pixels = self._cut_out(pixels, rng)
         if self.rand_augment is not None:
             with seeded_globals(int(rng.integers(2**32))):
                 pixels = pixels_of(self.rand_augment(image_of(pixels)))
@@ -190,9 +188,23 @@ class Augment:
         scale = 1 / rng.uniform(1 - self.config.zoom, 1 + self.config.zoom)
         cos, sin = scale * np.cos(angle), scale * np.sin(angle)
         matrix = torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]], dtype=torch.float32)
-        grid = F.affine_grid(matrix, [1, *pixels.shape], align_corners=False)
-        turned = F.grid_sample(pixels[None].float(), grid, align_corners=False)
-        return turned[0].round().to(torch.uint8)
+        flat = pixels.reshape(1, -1, *pixels.shape[-2:])  # frames as so many channels
+        grid = F.affine_grid(matrix, list(flat.shape), align_corners=False)
+        turned = F.grid_sample(flat.float(), grid, align_corners=False)
+        return turned.view(pixels.shape).round().to(torch.uint8)
+
+    def _cut_out(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        """Empty a square around a random pixel; at a border, the part of it that is inside.
+
+        Source: DeVries & Taylor, 2017; the released code's `--dvs-aug` is one square of 16.
+        """
+        height, width = pixels.shape[-2:]
+        row, column = int(rng.integers(height)), int(rng.integers(width))
+        side = self.config.cutout
+        top, left = row - side // 2, column - side // 2
+        cut = pixels.clone()
+        cut[..., max(top, 0) : top + side, max(left, 0) : left + side] = 0
+        return cut
 
 
 def _as_released(info: DataInfo) -> dict[str, object]:

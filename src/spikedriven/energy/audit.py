@@ -144,7 +144,8 @@ def audit(
     """Check that every synapse and every product of a forward pass sees exact spikes.
 
     Args:
-        model: Any module; it is left in the mode it was in, and run in evaluation mode.
+        model: Any module; it is left in the mode it was in, and run in evaluation mode, twice: a
+            buffer that holds a signal of an earlier call is no weight.
         x: Its input, on which something should fire: silence proves nothing, see `silent`.
         neurons: Kinds of modules whose arithmetic, number by number, is a membrane's own. Synapses
             and what joins neurons are judged inside of them too; what they emit, where it arrives.
@@ -165,16 +166,23 @@ def audit(
         allowed = SDT_EXCEPTIONS
     was_training = model.training
     model.eval()
-    watch = _Watch(model)
+    watch = _Watch(_stored(model))
     try:
         # In inference mode operations would not be taken apart before they are seen.
         with torch.inference_mode(False), torch.no_grad():
             x = x.clone()
-            with _entering(model, watch, neurons), watch:
-                model(x)
+            # Twice: what a pass writes into a buffer is a signal to the next, and no weight.
+            for _ in range(2):
+                watch = _Watch([tensor for tensor in _stored(model) if watch.is_weight(tensor)])
+                with _entering(model, watch, neurons), watch:
+                    model(x)
     finally:
         model.train(was_training)
     return watch.report(allowed)
+
+
+def _stored(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,19 +220,19 @@ class _Tensors:
 class _Watch(TorchDispatchMode):
     """Sees every tensor operation, and knows its module and which of its tensors are weights."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.path: list[str] = [""]
         self.in_neuron = 0
         """How many neurons are being run, one inside the other."""
         self.in_norm = 0
         """How many batch norms are being run that fold into a synapse."""
-        self.at_the_door = 0
-        """How many modules are being run whose input was judged when it came in."""
+        self.doors: list[bool] = []
+        """Whether the input was clean, of each module being run that was judged at its door."""
         self.currents = _Tensors()
         """What came out of synapses, moved and added at most: into it a batch norm folds."""
         # Held, so that no other tensor takes the place of a buffer that is replaced.
-        self._held = [*model.parameters(), *model.buffers()]
+        self._held = weights
         self._weights = {_place(tensor) for tensor in self._held}
         self._derived = _Tensors()
         self._seen: list[_Seen] = []
@@ -243,7 +251,7 @@ class _Watch(TorchDispatchMode):
             is_pointwise = torch.Tag.pointwise in func.tags
             if not (self.in_neuron and is_pointwise):
                 self._judge(name, args, kwargs or {}, given)
-        signals = [tensor for tensor in given if not self._is_weight(tensor)]
+        signals = [tensor for tensor in given if not self.is_weight(tensor)]
         result = func(*args, **(kwargs or {}))
         if signals:
             self._forget_written(func, args, kwargs or {})
@@ -297,15 +305,17 @@ class _Watch(TorchDispatchMode):
     ) -> None:
         if name in _SYNAPSES:
             operands = [args[i] for i in _SYNAPSES[name]]
-            has_weights = any(map(self._is_weight, operands))
-            if kwargs.get("beta", 1) not in (-1, 0, 1) and not self._is_weight(args[0]):
+            has_weights = any(map(self.is_weight, operands))
+            if kwargs.get("beta", 1) not in (-1, 0, 1) and not self.is_weight(args[0]):
                 self._note("product", f"a term is multiplied by {kwargs['beta']:.4g}")
-            if has_weights and self.at_the_door:
-                return
             kind = "convolution" if name == "convolution" else "linear"
+            if has_weights and self.doors:
+                if self.doors[-1]:  # what came in was clean; what was made of it may not be
+                    self._check_operands(kind, operands)
+                return
             self.judge_synapse(kind if has_weights else "product", operands)
             return
-        if all(map(self._is_weight, given)):
+        if all(map(self.is_weight, given)):
             return
         factor = kwargs.get("alpha", 1)
         if name in _PRODUCTS:
@@ -324,28 +334,31 @@ class _Watch(TorchDispatchMode):
             return
         self._checked += 1
 
-    def judge_synapse(self, kind: str, operands: list[Any]) -> None:
-        """Judge what meets weights, or what meets what."""
+    def judge_synapse(self, kind: str, operands: list[Any]) -> bool:
+        """Judge what meets weights, or what meets what; return whether all is 0 or 1."""
         first, _ = self._synapses
         self._synapses = (self._checked if first is None else first, self._checked)
         if kind != "product":
             fed = self._fed.setdefault(self.path[-1], False)
-            signals = [t for t in operands if isinstance(t, Tensor) and not self._is_weight(t)]
+            signals = [t for t in operands if isinstance(t, Tensor) and not self.is_weight(t)]
             self._fed[self.path[-1]] = fed or any(bool(t.any()) for t in signals)
-        self._check_operands(kind, operands)
+        is_clean = self._check_operands(kind, operands)
         self._checked += 1
+        return is_clean
 
-    def _check_operands(self, kind: str, operands: list[Any]) -> None:
-        tensors = [t for t in operands if isinstance(t, Tensor) and not self._is_weight(t)]
+    def _check_operands(self, kind: str, operands: list[Any]) -> bool:
+        tensors = [t for t in operands if isinstance(t, Tensor) and not self.is_weight(t)]
         for operand in tensors:
             if strange := _strange(operand):
                 self._note(kind, f"an operand holds {strange}")
-                return
+                return False
+        return True
 
     def _note(self, operation: str, what: str) -> None:
         self._seen.append(_Seen(self._checked, self.path[-1], operation, what))
 
-    def _is_weight(self, tensor: Any) -> bool:
+    def is_weight(self, tensor: Any) -> bool:
+        """Return whether a tensor is a weight, made of weights alone, or no tensor."""
         if not isinstance(tensor, Tensor):
             return True
         return _place(tensor) in self._weights or tensor in self._derived
@@ -370,18 +383,18 @@ def _entering(
             is_judged = has_weights and bool(given)
             folds = _keeps_statistics(module) and bool(given) and given[0] in watch.currents
             if is_judged:
-                watch.judge_synapse(kind, given[:1])
+                watch.doors.append(watch.judge_synapse(kind, given[:1]))
             entered.append((is_judged, folds))
             watch.in_neuron += is_neuron
             watch.in_norm += folds
-            watch.at_the_door += is_judged
 
         def leave(_module: nn.Module, _inputs: object, output: object) -> None:
             is_judged, folds = entered.pop()
             watch.path.pop()
             watch.in_neuron -= is_neuron
             watch.in_norm -= folds
-            watch.at_the_door -= is_judged
+            if is_judged:
+                watch.doors.pop()
             if has_weights or folds:
                 watch.currents.add(output)
 

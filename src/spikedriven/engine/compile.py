@@ -16,6 +16,7 @@ from torch import nn
 from spikedriven.engine.bits import WORD, words_for
 from spikedriven.engine.plan import (
     FRACTION,
+    ROWS_MOST,
     AttendStep,
     FireStep,
     ImageStep,
@@ -44,8 +45,6 @@ INT16_SUM = 32767
 INT32_SAFE = (1 << 30) - 64
 """Bound of every 32-bit value: sums and differences of two of them still fit, and the rounding of
 a leak of many digits."""
-ROWS_MOST = (1 << 16) - 1
-"""Rows of weights that the 16 bits of an event can name, one of zeros not counted."""
 GAIN_USUAL = 7 << 7
 """Largest gain of a layer whose weights are not extraordinary."""
 INT16_EXTRA = 6
@@ -141,6 +140,7 @@ def compile(  # noqa: A001 - as in torch.compile
 
 def _check(model: SpikeDrivenTransformer) -> None:
     _check_layers(model)
+    _check_methods(model)
     if any(module.training for module in model.modules()):
         raise ConfigError(
             "the model is in training mode; its batch norms must stand still: call model.eval()"
@@ -165,6 +165,20 @@ def _check_layers(model: SpikeDrivenTransformer) -> None:
                 f"{name} is {_in_words(found)}; the engine compiles "
                 f"{_in_words(wanted)} there: build the model from its config alone"
             )
+
+
+def _check_methods(model: SpikeDrivenTransformer) -> None:
+    """Refuse a model that computes something else with its layers: it would be lost, too."""
+    for name, module in model.named_modules():
+        kind = SpikeDrivenTransformer if module is model else type(module)
+        for method in ("forward", "forward_steps", "__call__"):
+            own = getattr(type(module), method, None)
+            if method in vars(module) or own is not getattr(kind, method, None):
+                raise ConfigError(
+                    f"{name or type(module).__name__} has a {method} of its own; the engine "
+                    f"compiles what {kind.__name__} computes: run the float model, or express the "
+                    "change in its weights"
+                )
 
 
 def _in_words(module: nn.Module | None) -> str:

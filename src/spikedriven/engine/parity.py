@@ -14,12 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spikedriven.engine.bits import Spikes
+from spikedriven.engine.ops.attend.reference import open_gate
 from spikedriven.engine.ops.image.reference import image_current
-from spikedriven.engine.ops.neuron.reference import fire
+from spikedriven.engine.ops.neuron.reference import Integers, fire
 from spikedriven.engine.ops.pool.reference import pool
+from spikedriven.engine.ops.readout.reference import readout
 from spikedriven.engine.ops.synapse.reference import fire_current, stream_current
 from spikedriven.engine.pixels import read_pixels
-from spikedriven.engine.plan import FRACTION, FireStep, ImageStep, PoolStep, Program, StreamStep
+from spikedriven.engine.plan import (
+    FRACTION,
+    AttendStep,
+    FireStep,
+    ImageStep,
+    PoolStep,
+    Program,
+    ReadoutStep,
+    StreamStep,
+)
 from spikedriven.errors import ShapeError
 from spikedriven.models.sdt import Block, SpikeDrivenTransformer
 from spikedriven.nn.probe import record_spikes
@@ -49,7 +61,9 @@ class Agreement:
 
 @torch.inference_mode()
 def compare(program: Program, model: SpikeDrivenTransformer, x: Tensor) -> dict[str, Agreement]:
-    """Compare every layer of neurons that follows weights, on forced inputs.
+    """Compare every layer of neurons, the gates of attention and the head's among them.
+
+    Each is given what the float model's layer was given.
 
     Args:
         program: Compiled from `model`.
@@ -71,35 +85,66 @@ def compare(program: Program, model: SpikeDrivenTransformer, x: Tensor) -> dict[
         )
     with record_spikes(model) as recorded, _record_streams(model) as recorded_streams:
         model(x)
-    spikes = {name: _channels_last(s) for name, s in recorded.items() if s.ndim == 5}
+    spikes = {name: _channels_last(s) if s.ndim == 5 else s.numpy() for name, s in recorded.items()}
+    streams = {
+        name: np.rint(_channels_last(u) * 2.0**FRACTION).astype(np.int64)
+        for name, u in recorded_streams.items()
+    }
     pixels = read_pixels(program.input, x.numpy()).transpose(0, 1, 3, 4, 2)
     agreements = {}
     for step in program.steps:
-        name = step.name
-        if isinstance(step, ImageStep):
+        if isinstance(step, PoolStep):
+            spikes[step.name] = pool(spikes[step.source])
+        elif not isinstance(step, StreamStep) or step.neuron is not None:
+            name, got = _answer(step, spikes, streams, pixels, steps)
+            wanted = spikes[name]
+            agreements[name] = Agreement(
+                fired=int(wanted.sum()), different=int((got != wanted).sum()), sites=wanted.size
+            )
+    return agreements
+
+
+def _answer(
+    step: ImageStep | FireStep | StreamStep | AttendStep | ReadoutStep,
+    spikes: dict[str, Spikes],
+    streams: dict[str, Integers],
+    pixels: NDArray[np.uint8],
+    num_steps: int,
+) -> tuple[str, Spikes]:
+    """Return the name of a step's neurons and their spikes, from what the float model's were given.
+
+    Args:
+        step: Of the program.
+        spikes: The float model's, by name, [T, B, H, W, C] or [T, B, C].
+        streams: Its membrane stream in front of the steps that add to it or read it.
+        pixels: [S, B, H, W, c].
+        num_steps: T.
+    """
+    match step:
+        case ImageStep():
             i = image_current(pixels, step)
-            i = np.broadcast_to(i, (program.input.num_steps, *i.shape[1:]))
-        elif isinstance(step, PoolStep):
-            spikes[name] = pool(spikes[step.source])
-            continue
-        elif isinstance(step, FireStep):
+            i = np.broadcast_to(i, (num_steps, *i.shape[1:]))
+            return step.name, fire(i, _at_rest(i), step.neuron)[0]
+        case FireStep():
             i = fire_current(spikes[step.source], step)
-        elif isinstance(step, StreamStep) and step.neuron is not None:
-            name = step.emits
+            return step.name, fire(i, _at_rest(i), step.neuron)[0]
+        case StreamStep():
+            assert step.neuron is not None
             i = stream_current(spikes[step.source], step)
             i = pool(i) if step.pool else i
-            if not step.begins:
-                before = _channels_last(recorded_streams[step.name])
-                i = i + np.rint(before * 2.0**FRACTION).astype(np.int64)
-        else:
-            continue
-        assert step.neuron is not None
-        got, _ = fire(i, np.zeros_like(i[0]), step.neuron)
-        wanted = spikes[name]
-        agreements[name] = Agreement(
-            fired=int(wanted.sum()), different=int((got != wanted).sum()), sites=wanted.size
-        )
-    return agreements
+            u = i if step.begins else i + streams[step.name]
+            return step.emits, fire(u, _at_rest(u), step.neuron)[0]
+        case AttendStep():
+            k, v = spikes[step.key], spikes[step.value]
+            gate, _ = open_gate(k, v, step, np.zeros((k.shape[1], k.shape[-1]), np.int64))
+            return f"{step.name.removesuffix('masked')}gate", gate
+        case ReadoutStep():
+            u = streams[step.name]
+            return step.name, readout(u, step, np.zeros((u.shape[1], u.shape[-1]), np.int64))[1]
+
+
+def _at_rest(i: Integers) -> Integers:
+    return np.zeros_like(i[0])
 
 
 def _channels_last(x_TBCHW: Tensor) -> NDArray[Any]:
@@ -109,7 +154,7 @@ def _channels_last(x_TBCHW: Tensor) -> NDArray[Any]:
 
 @contextmanager
 def _record_streams(model: SpikeDrivenTransformer) -> Iterator[dict[str, Tensor]]:
-    """Record the membrane stream as it is before each layer that adds to it."""
+    """Record the membrane stream in front of each layer that adds to it, and of the head."""
     streams: dict[str, Tensor] = {}
     handles = []
 
@@ -124,6 +169,11 @@ def _record_streams(model: SpikeDrivenTransformer) -> Iterator[dict[str, Tensor]
         assert isinstance(block, Block)
         listen(block.attention, f"blocks.{b}.attention.project")
         listen(block.mlp, f"blocks.{b}.mlp.contract")
+
+    def after(_module: nn.Module, _inputs: object, u: Tensor) -> None:
+        streams["head_lif"] = u.detach()
+
+    handles.append(model.blocks[-1].register_forward_hook(after))
     try:
         yield streams
     finally:

@@ -14,8 +14,9 @@ def read_pixels(wanted: Input, x: NDArray[Any]) -> NDArray[np.uint8]:
 
     Args:
         wanted: What the program takes.
-        x: Images [B, c, H, W] or event frames [B, T, c, H, W]. uint8, or real numbers as the float
-            model takes them, (byte / 255 - mean) / std: they are rounded to the nearest byte.
+        x: Images [B, c, H, W] or event frames [B, T, c, H, W]; B may be 0. uint8, or real numbers
+            as the float model takes them, (byte / 255 - mean) / std: they are rounded to the
+            nearest byte.
 
     Returns:
         uint8 [S, B, c, H, W], S = T, or S = 1 for images that stay the same at every step.
@@ -37,8 +38,11 @@ def read_pixels(wanted: Input, x: NDArray[Any]) -> NDArray[np.uint8]:
             f"the input {shape} has {channels} channels; this program takes {wanted.channels}: "
             "convert the images"
         )
-    if 0 in shape:
-        raise ShapeError(f"the input {shape} has an empty axis; give at least one image")
+    if 0 in shape[1:]:
+        raise ShapeError(
+            f"the input {shape} has an empty axis; T, C, H and W must be at least 1: "
+            "drop empty samples"
+        )
     if x.ndim == 5 and shape[1] != wanted.num_steps:
         raise ShapeError(
             f"the input {shape} has T = {shape[1]} steps; this program was compiled for "
@@ -64,7 +68,7 @@ def _as_bytes(wanted: Input, x: NDArray[Any]) -> NDArray[np.uint8]:
     std = np.asarray(wanted.std, np.float64)[:, None, None]
     with np.errstate(over="ignore", invalid="ignore"):  # judged below
         levels = np.rint((x * std + mean) * 255)
-    if not (np.isfinite(x).all() and levels.min() >= 0 and levels.max() <= 255):
+    if x.size and not (np.isfinite(x).all() and levels.min() >= 0 and levels.max() <= 255):
         raise ShapeError(
             f"the input holds values from {x.min():.4g} to {x.max():.4g}; read back as bytes with "
             f"mean {wanted.mean} and std {wanted.std} they must lie in 0 to 255: "

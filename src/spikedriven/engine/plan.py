@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from spikedriven.errors import CheckpointError
+from spikedriven.errors import CheckpointError, ShapeError
 from spikedriven.records import write_whole
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 FORMAT = 1
 FRACTION = 12
 """Binary places of membranes and of the stream."""
+ROWS_MOST = (1 << 16) - 1
+"""Rows of weights that the 16 bits of an event can name, one of zeros not counted."""
 
 Integers = NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Neuron:
     """A layer of neurons; the equation stands in `ops/neuron/reference.py`."""
 
@@ -39,7 +41,7 @@ class Neuron:
     """1/tau as binary digits: the sum of 2**-n. (1,) is tau = 2."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageStep:
     """The first convolution: bytes in, spikes out."""
 
@@ -60,7 +62,7 @@ class PoolStep:
     source: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FireStep:
     """Spikes through weights into neurons: current = (sum << up) + bias."""
 
@@ -75,7 +77,7 @@ class FireStep:
     neuron: Neuron
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StreamStep:
     """Spikes through weights into the membrane stream, and the stream into the next neurons.
 
@@ -102,7 +104,7 @@ class StreamStep:
     """Name of their spikes; empty where there are none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttendStep:
     """Query spikes where key and value agree at any token of the channel."""
 
@@ -118,7 +120,7 @@ class AttendStep:
     """Heads of the 3x3 dilation of keys, values, products and result; None for no dilation."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReadoutStep:
     """Mean over tokens, neurons, and the classifier."""
 
@@ -158,9 +160,11 @@ class Input:
     """Per channel."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
     """A network that only adds: what to do, in order, with which integers.
+
+    Two programs are equal where all of their numbers and names are.
 
     Example:
         >>> import spikedriven as sd
@@ -179,11 +183,31 @@ class Program:
     """Names of the classes, where they are known."""
 
     @property
+    def readout(self) -> ReadoutStep:
+        """The last step."""
+        last = self.steps[-1]
+        assert isinstance(last, ReadoutStep)
+        return last
+
+    @property
     def num_classes(self) -> int:
         """How many scores an image gets."""
-        readout = self.steps[-1]
-        assert isinstance(readout, ReadoutStep)
-        return len(readout.bias)
+        return len(self.readout.bias)
+
+    @cached_property
+    def _content(self) -> tuple[str, dict[str, NDArray[Any]], str]:
+        # The plan, its arrays, and the hash of both.
+        tensors: dict[str, NDArray[Any]] = {}
+        plan = json.dumps(_described(self, "", tensors), sort_keys=True)
+        return plan, tensors, _hash(str(FORMAT), plan, tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Program):
+            return NotImplemented
+        return self._content[-1] == other._content[-1]
+
+    def __hash__(self) -> int:
+        return hash(self._content[-1])
 
     @cached_property
     def engine(self) -> "Engine":
@@ -210,13 +234,8 @@ class Program:
         Raises:
             CheckpointError: The file cannot be written.
         """
-        tensors: dict[str, NDArray[Any]] = {}
-        plan = json.dumps(_described(self, "", tensors), sort_keys=True)
-        meta = {
-            "spikedriven_program": str(FORMAT),
-            "plan": plan,
-            "sha256": _hash(str(FORMAT), plan, tensors),
-        }
+        plan, tensors, digest = self._content
+        meta = {"spikedriven_program": str(FORMAT), "plan": plan, "sha256": digest}
         write_whole(Path(path), save(tensors, meta))
 
     @staticmethod
@@ -224,8 +243,8 @@ class Program:
         """Read a program.
 
         Raises:
-            CheckpointError: The file is missing, is no program, is damaged, or is newer than this
-                package.
+            CheckpointError: The file is missing, is no program, is damaged, does not fit together,
+                or is newer than this package.
         """
         return _load(Path(path))
 
@@ -303,5 +322,16 @@ def _load(path: Path) -> Program:
             f"{path} was altered after it was written; its hash must match its content: "
             "compile or copy it again"
         )
-    program: Program = _restored(json.loads(meta["plan"]), tensors)
+    from spikedriven.engine.check import check
+
+    try:
+        program: Program = _restored(json.loads(meta["plan"]), tensors)
+        check(program)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} holds a plan that names no program ({type(error).__name__}: {error}); it must "
+            "be as spikedriven compile writes it: compile the run again"
+        ) from error
+    except ShapeError as error:
+        raise CheckpointError(f"{path} holds a plan that cannot be run: {error}") from error
     return program

@@ -32,6 +32,7 @@ from spikedriven.engine.plan import (
     ReadoutStep,
     StreamStep,
 )
+from spikedriven.errors import BackendError
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,27 @@ class Kernel:
     calls: tuple[str, ...] = ()
     """Functions called inside loops whose code was not inspected."""
 
+    @property
+    def objection(self) -> str:
+        """Why the kernel proves nothing, in words; empty where all of its loops were read."""
+        unread = [name for name in self.calls if name.lstrip("_") not in RUNTIME]
+        if not self.signature:
+            return "was not compiled"
+        if not self.loops:
+            return "has no loop that was found"
+        return f"calls what was not read: {', '.join(unread)}" if unread else ""
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether all of its loops were read, and none multiplies."""
+        return not (self.findings or self.objection)
+
+
+RUNTIME = frozenset(
+    {"bzero", "memcpy", "memmove", "memset", "NRT_MemInfo_alloc_aligned", "NRT_MemInfo_call_dtor"}
+)
+"""What a loop may call unread: libc and Numba's runtime fill memory, copy it, take and free it."""
+
 
 def audit_engine() -> list[Kernel]:
     """Compile every kernel of the engine in a fresh process and look for multiplications.
@@ -100,17 +122,35 @@ def audit_engine() -> list[Kernel]:
     The processor is this one, or what Numba's environment variables (NUMBA_CPU_NAME and
     NUMBA_CPU_FEATURES) name.
 
+    Returns:
+        The kernels, as compiled for each set of types; what they prove, see `Kernel.is_proved`.
+
     Raises:
-        subprocess.CalledProcessError: The process failed; its errors are printed.
+        BackendError: The process failed, or there was no kernel; its errors are a note.
     """
     with tempfile.TemporaryDirectory() as empty:
         process = subprocess.run(
             [sys.executable, "-m", "spikedriven.engine.purity"],
             env={**os.environ, "NUMBA_CACHE_DIR": empty, "NUMBA_DISABLE_JIT": "0"},
-            stdout=subprocess.PIPE,
-            check=True,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-    return [_kernel(described) for described in json.loads(process.stdout)]
+    if process.returncode:
+        *_, last = process.stderr.strip().splitlines() or ["it said nothing"]
+        error = BackendError(
+            f"the process that compiles the kernels ended with {process.returncode} ({last}); it "
+            "must run the engine as `spikedriven run` does: look with --debug"
+        )
+        error.add_note(process.stderr)
+        raise error
+    kernels = [_kernel(described) for described in json.loads(process.stdout)]
+    if not kernels:
+        raise BackendError(
+            "no kernel was compiled; Numba must compile the engine to be audited: "
+            "look whether NUMBA_DISABLE_JIT or another of Numba's settings forbids it"
+        )
+    return kernels
 
 
 def multiplies_in_loops(assembly: str) -> tuple[Site, ...]:

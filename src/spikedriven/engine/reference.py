@@ -15,7 +15,7 @@ from spikedriven.engine.ops.attend.reference import attend
 from spikedriven.engine.ops.image.reference import image_current
 from spikedriven.engine.ops.neuron.reference import Integers, fire
 from spikedriven.engine.ops.pool.reference import pool
-from spikedriven.engine.ops.readout.reference import readout
+from spikedriven.engine.ops.readout.reference import logits, readout
 from spikedriven.engine.ops.synapse.reference import fire_current, stream_current
 from spikedriven.engine.pixels import read_pixels
 from spikedriven.engine.plan import (
@@ -53,15 +53,7 @@ def run_reference(program: Program, x: NDArray[Any]) -> tuple[NDArray[np.float32
     trace = Trace()
     for step in program.steps:
         _STEPS[type(step)](step, trace, pixels, num_steps)
-    logits = trace.scores.sum(axis=0) * (program_scale(program) / num_steps)
-    return logits.astype(np.float32), trace
-
-
-def program_scale(program: Program) -> float:
-    """Return what one unit of the scores is worth."""
-    readout_step = program.steps[-1]
-    assert isinstance(readout_step, ReadoutStep)
-    return readout_step.scale
+    return logits(trace.scores.sum(axis=0), program.readout, num_steps), trace
 
 
 def _at_rest(i: Integers) -> Integers:

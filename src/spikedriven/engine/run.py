@@ -23,7 +23,7 @@ from spikedriven.engine.ops.events import cpu as events
 from spikedriven.engine.ops.image import cpu as image
 from spikedriven.engine.ops.pool import cpu as pool
 from spikedriven.engine.ops.readout import cpu as readout
-from spikedriven.engine.ops.readout.reference import summed
+from spikedriven.engine.ops.readout.reference import logits, summed
 from spikedriven.engine.ops.synapse import cpu as synapse
 from spikedriven.engine.pixels import read_pixels
 from spikedriven.engine.plan import (
@@ -128,14 +128,13 @@ class Engine:
         self._memory = _Memory()
         self._shape: tuple[int, ...] = ()
         self._busy = threading.Lock()
-        self._scale = self._layers[-1].step.scale
 
     def run(self, x: Array, *, threads: int | None = None) -> tuple[NDArray[np.float32], Stats]:
         """Classify images or sequences of event frames.
 
         Args:
-            x: Images [B, c, H, W] or event frames [B, T, c, H, W], any B; uint8, or real numbers as
-                the float model takes them (see `pixels.read_pixels`).
+            x: Images [B, c, H, W] or event frames [B, T, c, H, W], any B, also none; uint8, or real
+                numbers as the float model takes them (see `pixels.read_pixels`).
             threads: How many threads share the work; by default all of the processor's. The result
                 does not depend on it.
 
@@ -147,8 +146,7 @@ class Engine:
             ConfigError: `threads` is out of range.
         """
         scores, stats = self.scores(x, threads=threads)
-        mean = scores.sum(axis=0) * (self._scale / len(scores))
-        return mean.astype(np.float32), stats
+        return logits(scores.sum(axis=0), self.program.readout, len(scores)), stats
 
     def scores(self, x: Array, *, threads: int | None = None) -> tuple[NDArray[np.int64], Stats]:
         """Return the whole-numbered scores after every step, [T, B, K]: arguments as in `run`."""
@@ -158,7 +156,7 @@ class Engine:
         chunk = max(1, PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2]))
         parts = []
         with self._busy, _threads(threads):
-            for first in range(0, pixels.shape[1], chunk):
+            for first in range(0, max(1, pixels.shape[1]), chunk):
                 part = np.ascontiguousarray(pixels[:, first : first + chunk])
                 state: dict[str, Array] | None = {} if num_steps > GROUP else None
                 parts.append(self._advance(part, num_steps, state, False, stats))
@@ -192,17 +190,17 @@ class Engine:
                 f"the input has {x.ndim} axes; deciding early needs images [B, C, H, W]: "
                 "push the frames of a sequence into a stream"
             )
-        logits = np.zeros((len(x), self.program.num_classes), np.float32)
+        answers = np.zeros((len(x), self.program.num_classes), np.float32)
         steps = np.zeros(len(x), np.int64)
         for b in range(len(x)):
             stream = Stream(self, threads=threads)
             for t in range(1, self.program.input.num_steps + 1):
-                logits[b] = stream.push(x[b : b + 1])[0]
+                answers[b] = stream.push(x[b : b + 1])[0]
                 steps[b] = t
-                shares = np.exp(logits[b] - logits[b].max())
+                shares = np.exp(answers[b] - answers[b].max())
                 if confidence < 1 and shares.max() / shares.sum() >= confidence:
                     break
-        return logits, steps
+        return answers, steps
 
     def push(
         self, pixels: NDArray[np.uint8], state: dict[str, Array], resume: bool, threads: int | None
@@ -221,6 +219,8 @@ class Engine:
         stats: Stats,
     ) -> NDArray[np.int64]:
         # All steps of a chunk: the image layer at once, the rest in groups of four steps.
+        if not pixels.shape[1]:
+            return np.zeros((num_steps, 0, self.program.num_classes), np.int64)
         if self._shape != pixels.shape:  # buffers of another size would only take room
             self._memory.clear()
             self._shape = pixels.shape
@@ -292,7 +292,7 @@ class Stream:
         self._shape = frame.shape
         self._total = scores if self._total is None else self._total + scores
         self.steps += 1
-        return (self._total * (self._engine._scale / self.steps)).astype(np.float32)
+        return logits(self._total, self._engine.program.readout, self.steps)
 
 
 @contextmanager

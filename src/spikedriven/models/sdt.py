@@ -105,6 +105,7 @@ class Stem(nn.Module):
         super().__init__()
         new_lif = NEURONS[config.neuron]
         D = config.width
+        self.backend = "auto"
         self.pools = [flag == "1" for flag in config.stem_pool]
         image = nn.Conv2d(config.in_channels, D // 8, 3, padding=1, bias=False)
         self.image = ConvNormLIF(image, new_lif())
@@ -127,7 +128,9 @@ class Stem(nn.Module):
         return u + self.position(self.fourth_lif(u))
 
     def _pooled(self, stage: int, s: Tensor) -> Tensor:
-        return spike_pool(s.flatten(0, 1)).unflatten(0, s.shape[:2]) if self.pools[stage] else s
+        if not self.pools[stage]:
+            return s
+        return spike_pool(s.flatten(0, 1), self.backend).unflatten(0, s.shape[:2])
 
 
 class Attention(nn.Module):
@@ -143,6 +146,7 @@ class Attention(nn.Module):
         self.value = ConvNormLIF(pointwise(D, D, bias=False), new_lif())
         self.gate = new_lif(v_threshold=GATE_THRESHOLD)
         self.masked = Tap()
+        self.backend = "auto"
         self.project = ConvNorm(pointwise(D, D, bias=True))
         self.dilation_heads = config.num_heads if config.dvs_dilation else None
         if config.dvs_dilation:
@@ -154,12 +158,12 @@ class Attention(nn.Module):
         q, k, v = self.query(s), self.key(s), self.value(s)
         if self.dilation_heads is not None:
             return self.project(self.masked(self._dilated_attention(q, k, v, self.dilation_heads)))
-        return self.project(self.masked(spike_driven_attention(q, k, v, self.gate)))
+        return self.project(self.masked(spike_driven_attention(q, k, v, self.gate, self.backend)))
 
     def _dilated_attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
         kv = self.key_dilation(k) * self.value_dilation(v)
         gate = self.gate(dilate_tokens(kv, num_heads).sum(dim=(-2, -1)))
-        return dilate_tokens(mask(q, gate), num_heads)
+        return dilate_tokens(mask(q, gate, self.backend), num_heads)
 
 
 class MLP(nn.Module):

@@ -20,6 +20,7 @@ class LIF(nn.Module):
     def __init__(self, v_threshold: float = 1.0) -> None:
         super().__init__()
         self.v_threshold = v_threshold
+        self.backend = "auto"
 
     @property
     def decay(self) -> Tensor | float:
@@ -44,17 +45,19 @@ class LIF(nn.Module):
             Spikes, exactly 0 or 1.
         """
         if norm is None:
-            return lif(i, self.decay, self.v_threshold)
+            return lif(i, self.decay, self.v_threshold, backend=self.backend)
         if isinstance(norm, SyncedNorm):
             currents = i.expand(num_steps or len(i), *i.shape[1:])
             normed = norm(currents.flatten(0, 1).to(norm.weight.dtype))
-            return lif(normed.unflatten(0, currents.shape[:2]), self.decay, self.v_threshold)
+            currents = normed.unflatten(0, currents.shape[:2])
+            return lif(currents, self.decay, self.v_threshold, backend=self.backend)
         return norm_lif(
-            i.to(norm.weight.dtype),  # membranes stay in full precision under autocast
+            i,
             _observed(norm),
             num_steps or len(i),
             self.decay,
             self.v_threshold,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:

@@ -3,16 +3,19 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spikedriven.core.backend import choose
 from spikedriven.core.synapse import spike_conv2d
 from spikedriven.nn.neuron import LIF, SyncedNorm
 
 
 class SpikeConv2d(nn.Conv2d):
-    """A convolution (stride 1) whose input is spikes, remembered as bytes for the backward pass."""
+    """A convolution (stride 1) whose input is spikes, remembered as such for the backward pass."""
+
+    backend = "auto"
 
     def forward(self, s: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H2 W2"]:
         """Add up the weights of the inputs that fired."""
-        return spike_conv2d(s, self.weight, self.bias, int(self.padding[0]))
+        return spike_conv2d(s, self.weight, self.bias, int(self.padding[0]), self.backend)
 
 
 class ConvNorm(nn.Module):
@@ -26,6 +29,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = conv
         self.norm = nn.BatchNorm2d(conv.out_channels)
+        self.backend = "auto"
 
     def raw(self, s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B D H W"]:
         """Return the current before normalisation."""
@@ -35,7 +39,10 @@ class ConvNorm(nn.Module):
     def forward(self, s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B D H W"]:
         """Return the normalised current; its statistics pool time, batch and space."""
         current = self.raw(s).flatten(0, 1)
-        normed: Tensor = self.norm(current.to(self.norm.weight.dtype))
+        # Triton's kernels, but not norms over all processes, take half precision as it is.
+        if isinstance(self.norm, SyncedNorm) or choose(current, 1, self.backend) != "triton":
+            current = current.to(self.norm.weight.dtype)
+        normed: Tensor = self.norm(current)
         return normed.unflatten(0, s.shape[:2])
 
 

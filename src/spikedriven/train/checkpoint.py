@@ -131,7 +131,7 @@ def newest_state(
         CheckpointError: Neither state is whole.
     """
     last, before = run.state_file, run.state_before
-    if not last.exists() and not before.exists():
+    if not run.has_state:
         return None, None
     try:
         return last, WholeFileIO().load_checkpoint(last)

@@ -24,6 +24,7 @@ class ModelChoice:
     depth: int | None = None
     width: int | None = None
     num_steps: int | None = None
+    """Of event data, the data's number of frames; where it is given, the data must agree."""
     mlp_ratio: float | None = None
     num_heads: int | None = None
     stem_pool: str | None = None
@@ -33,11 +34,14 @@ class ModelChoice:
     """The data's; where it is given, the data must agree."""
     in_channels: int | None = None
     """The data's; where it is given, the data must agree."""
+    weights: str | None = None
+    """A run, or a file that `save_model` wrote, from whose weights training begins; it may have
+    another number of steps. None begins at random."""
 
     def overrides(self) -> dict[str, Any]:
-        """Return the fields that were set."""
+        """Return the fields of the config that were set."""
         given = dataclasses.asdict(self)
-        del given["name"]
+        del given["name"], given["weights"]
         return {key: value for key, value in given.items() if value is not None}
 
 

@@ -10,10 +10,18 @@ from typing import Any
 import lightning
 import torch
 
-from spikedriven.data import ArrayDataset, Loader, Splits, make_loader, open_data
+from spikedriven.data import (
+    ArrayDataset,
+    Loader,
+    ResidentLoader,
+    Splits,
+    make_loader,
+    open_data,
+)
 from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.models.weights import fill, load_model
 from spikedriven.nn.synapse import sync_norms
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
 from spikedriven.train.checkpoint import KeepWeights, WholeFileIO, newest_state, table_of
@@ -58,14 +66,15 @@ def fit(
     Raises:
         ConfigError: The recipe contradicts the data, or the folder exists or cannot be made.
         DataError: The data is missing or damaged.
-        CheckpointError: A checkpoint cannot be written; the one before it is whole.
+        CheckpointError: A checkpoint cannot be written, and the one before it is whole; or
+            `model.weights` is missing, damaged, or of another model.
         DivergedError: The loss is no longer a number.
         KeyboardInterrupt: Ctrl-C or SIGTERM; `resume` continues from the last state.
     """
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     check_processes(recipe.trainer)
     torch.manual_seed(recipe.seed)
-    training = _training_for(recipe, splits)
+    training = _training_for(recipe, splits, _begun(recipe, splits))
     run = Run.create(run_dir, recipe) if this_rank() == 0 else Run(run_dir)
     return _train(run, training, splits, show_progress, say)
 
@@ -95,19 +104,32 @@ def resume(
         )
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
-    return _train(run, _training_for(recipe, splits), splits, show_progress, say)
+    # Once there is a training state, the weights that it began from may be gone.
+    build = _model_for if run.has_state else _begun
+    training = _training_for(recipe, splits, build(recipe, splits))
+    return _train(run, training, splits, show_progress, say)
 
 
-def _training_for(recipe: Recipe, splits: Splits) -> Training:
-    model = _model_for(recipe, splits)
+def _training_for(recipe: Recipe, splits: Splits, model: SpikeDrivenTransformer) -> Training:
     if recipe.trainer.sync_batch_norm:
         sync_norms(model)
     return Training(model, recipe, open_teacher(recipe.distill, splits.info))
 
 
+def _begun(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
+    model = _model_for(recipe, splits)
+    if recipe.model.weights is not None:
+        begin = Path(recipe.model.weights)
+        source = Run.open(begin).model() if begin.is_dir() else load_model(begin)
+        fill(model, source.float().state_dict(), f"model.weights={begin}")
+    return model
+
+
 def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     info = splits.info
     found = {"num_classes": len(info.classes), "in_channels": info.in_channels}
+    if info.num_steps is not None:
+        found["num_steps"] = info.num_steps
     wanted = recipe.model.overrides()
     for name, number in found.items():
         if wanted.get(name, number) != number:
@@ -192,7 +214,7 @@ class Data(lightning.LightningDataModule):
     """The loaders of a recipe, made once the processes know one another.
 
     Args:
-        recipe: Batch size, workers and seed.
+        recipe: Batch size, workers, seed, and where the training images lie.
         splits: The data.
     """
 
@@ -201,8 +223,17 @@ class Data(lightning.LightningDataModule):
         self.recipe = recipe
         self.splits = splits
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Loader | ResidentLoader:
         """Return this process's part of the training images, in random order."""
+        data = self.recipe.data
+        if data.resident:
+            return ResidentLoader(
+                self.splits.train,
+                batch_size=data.batch_size,
+                device=device_for(self.recipe),
+                seed=self.recipe.seed,
+                place=this_place(),
+            )
         return self._loader(self.splits.train, shuffle=True)
 
     def val_dataloader(self) -> Loader | list[Loader]:

@@ -21,6 +21,7 @@ from spikedriven.train.config import OptimizerConfig, Recipe, ScheduleConfig
 from spikedriven.train.distill import Teacher, distillation_loss
 from spikedriven.train.losses import loss_of_steps
 from spikedriven.train.mix import mixed
+from spikedriven.train.recipe import parse_recipe
 from spikedriven.train.recompute import recompute_blocks
 
 # Counting every spike costs a pass over each layer; one step in so many is enough to watch.
@@ -88,7 +89,8 @@ class Training(lightning.LightningModule):
         """
         own, stored = self.state_dict(), checkpoint["state_dict"]
         fits = own.keys() == stored.keys() and all(own[k].shape == stored[k].shape for k in own)
-        if checkpoint["recipe"] != self.recipe.to_yaml() or not fits:
+        # As recipes, not as texts: an older version's text lacks the keys that came later.
+        if not fits or parse_recipe(checkpoint["recipe"]) != self.recipe:
             raise CheckpointError(
                 "the training state belongs to another recipe than the recipe.yaml beside it; a "
                 "run can only continue as it was started: undo the change, or start another run"

@@ -1,35 +1,35 @@
-"""What a trained model says about image files."""
+"""What a trained model says about image files, or about recordings of events."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from spikedriven.data import DataInfo, read_image
+from spikedriven.data import DataInfo, read_sample
 from spikedriven.errors import ConfigError, DataError
 from spikedriven.train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says about one image, most probable first; or why it says nothing."""
+    """What the model says about one file, most probable first; or why it says nothing."""
 
     path: Path
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
-    """One sentence where the image could not be read."""
+    """One sentence where the file could not be read."""
 
 
 @torch.inference_mode()
 def predict(
     run_dir: Path, paths: list[Path], *, top_k: int = 5, weights: str | None = None
 ) -> list[Prediction]:
-    """Classify image files; one that cannot be read does not stop the others.
+    """Classify image files or recordings; one that cannot be read does not stop the others.
 
     Args:
         run_dir: The run's folder.
-        paths: Image files.
+        paths: Image files, or recordings where the run was trained on events.
         top_k: Classes to name for each, at least 1.
         weights: `last` or `best`; by default what the recipe says.
 
@@ -47,16 +47,12 @@ def predict(
     predictions = []
     for path in paths:
         try:
-            image = read_image(path, info)
+            sample = read_sample(path, info)
         except DataError as error:
             predictions.append(Prediction(path=path, error=str(error)))
             continue
-        best = (
-            model(image[None].to(model.head.weight))[0]
-            .float()
-            .softmax(-1)
-            .topk(min(top_k, len(info.classes)))
-        )
+        logits = model(sample[None].to(model.head.weight))[0].float()
+        best = logits.softmax(-1).topk(min(top_k, len(info.classes)))
         predictions.append(
             Prediction(
                 path=path,

@@ -30,8 +30,17 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: There is no such recipe, a key is unknown, or a value cannot work.
     """
+    return parse_recipe(_text_of(name), overrides, name=str(name))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "the text") -> Recipe:
+    """Check a recipe's text as `load_recipe` does; keys that it lacks take their defaults.
+
+    Raises:
+        ConfigError: A key is unknown, or a value cannot work.
+    """
     try:
-        content = yaml.load(_text_of(name), _OnceLoader)
+        content = yaml.load(text, _OnceLoader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{name} is not YAML ({' '.join(str(error).split())}); it must be a mapping of keys: "

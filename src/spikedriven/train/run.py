@@ -63,6 +63,11 @@ class Run:
         """The training state before the last."""
         return self.checkpoints / "before.ckpt"
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a training state, whole or not, to continue from."""
+        return self.state_file.exists() or self.state_before.exists()
+
     def weights_file(self, which: str) -> Path:
         """Weights of the `last` epoch or of the `best` on the validation split."""
         return self.checkpoints / f"{which}.safetensors"

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.lif.reference import Norm
 from spikedriven.core.surrogate import Sigmoid
 from spikedriven.core.threads import CHUNKS, use_torch_threads
@@ -84,7 +85,7 @@ def _exp_of_negative_typed(x):  # type: ignore[no-untyped-def]
 # repeated to a whole tile of L lanes, so that lane j of every tile is channel j mod C.
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True)
 def _moments(x, lanes, totals):  # type: ignore[no-untyped-def]
     # totals: [CHUNKS, 2, L] float64, zeroed: sums of x and of x * x
     rows, width = x.shape
@@ -101,7 +102,7 @@ def _moments(x, lanes, totals):  # type: ignore[no-untyped-def]
                     totals[chunk, 1, j] += value * value
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True)
 def _fire(x, scale, shift, decay, v_threshold, s):  # type: ignore[no-untyped-def]
     # s: [T, J] spikes, written
     num_steps, width = s.shape
@@ -124,7 +125,7 @@ def _fire(x, scale, shift, decay, v_threshold, s):  # type: ignore[no-untyped-de
                     fired[j] = one if fires else zero
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True)
 def _fire_backward(  # type: ignore[no-untyped-def]
     ds, x, centre, spread, scale, shift, decay, v_threshold, alpha, learns_decay, di, totals
 ):
@@ -189,7 +190,7 @@ def _fire_backward(  # type: ignore[no-untyped-def]
             totals[chunk, 2, j] = sum_decay[j]
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True)
 def _norm_backward(di, x, centre, spread, scale, mean_di, mean_dot):  # type: ignore[no-untyped-def]
     # di: [S, J], turned in place into the gradient of the raw current
     rows, width = x.shape

@@ -108,3 +108,39 @@ def norm_lif(
         norm.eps,
     )
     return lif(i.unflatten(0, x_TBC.shape[:2]), decay, v_threshold, surrogate)
+
+
+def norm_add_lif(
+    x: Float[Tensor, "T B C *space"],
+    norm: Norm,
+    u: Float[Tensor, "T B C *space"],
+    decay: Float[Tensor, ""] | float = 0.5,
+    v_threshold: float = 1.0,
+    surrogate: Sigmoid = SIGMOID,
+) -> tuple[Float[Tensor, "T B C *space"], Float[Tensor, "T B C *space"]]:
+    """Normalise a current, add it to the membrane stream, and fire on the sum.
+
+    Args:
+        x: Raw current, [T, B, C, *space].
+        norm: Batch normalisation of its channels, as in `norm_lif`.
+        u: The membrane stream so far, of the same shape.
+        decay: As in `lif`.
+        v_threshold: As in `lif`.
+        surrogate: As in `lif`.
+
+    Returns:
+        The stream after the addition, in the dtype of `u`, and the spikes of neurons fed by it, in
+        the dtype of `x`.
+    """
+    i = F.batch_norm(
+        x.flatten(0, 1),
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+    )
+    stream = (u + i.unflatten(0, x.shape[:2])).to(u.dtype)
+    return stream, lif(stream, decay, v_threshold, surrogate).to(x.dtype)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spikedriven.core.kernels import njit
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     F32,
@@ -89,7 +90,7 @@ def _list_channels(words, begins, channels):  # type: ignore[no-untyped-def]
                     word &= word - np.uint64(1)
 
 
-@njit
+@njit()
 def _list_window(p, grid, begins, channels, row, events, ends):  # type: ignore[no-untyped-def]
     # Appends to the events, which begin at ends[0], where the rows of weights lie that pixel p
     # adds; ends: [1 + k k W] gets where those of each word end. row: (of a tap, of a channel).
@@ -160,7 +161,7 @@ def _convolve(begins, channels, rows, bias, grid, room, out):  # type: ignore[no
 # around each image, so that every tap of every event finds a place in it.
 
 
-@njit
+@njit()
 def _extent(block, grid, batch, height):  # type: ignore[no-untyped-def]
     # grid: (images, rows) of a block -> its first and last image and row
     images, rows = grid
@@ -205,7 +206,7 @@ def _list_events(words, grid, shape, half, nexts, events):  # type: ignore[no-un
                             word &= word - np.uint64(1)
 
 
-@njit
+@njit()
 def _bring_near(d, panel, extent, grid, shape, half, near, sums):  # type: ignore[no-untyped-def]
     # near: [images (rows + 2 half) (W + 2 half), L], zero at its sides, gets a panel of a block of
     # d, [P, D]; sums: [L], grows by the block's gradients

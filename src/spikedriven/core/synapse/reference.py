@@ -4,6 +4,7 @@ A spike needs no 32 bits to be remembered until the backward pass; these are PyT
 convolution and max-pool, with the saved operand held as booleans.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,26 +25,48 @@ class _SpikeConv2d(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d,) = grads
         fired, weight = ctx.saved_tensors
-        s_dtype, bias_dtype = ctx.dtypes
-        ds, dw, db = torch.ops.aten.convolution_backward(
-            d,
-            fired.to(d.dtype),
-            weight.to(d.dtype),
-            None if bias_dtype is None else [weight.shape[0]],
-            [1, 1],
-            [ctx.padding, ctx.padding],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias_dtype is not None],
-        )
-        return (
-            None if ds is None else ds.to(s_dtype),
-            None if dw is None else dw.to(weight.dtype),
-            None if db is None else db.to(bias_dtype),
-            None,
-        )
+        wanted = ctx.needs_input_grad
+        s = fired.to(d.dtype)
+        return *convolution_backward(d, s, weight, ctx.padding, ctx.dtypes, wanted), None
+
+
+def convolution_backward(
+    d: Tensor,
+    s: Tensor,
+    weight: Tensor,
+    padding: int,
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of spikes, weight and bias by PyTorch's dense convolution.
+
+    Args:
+        d: Gradient of the currents.
+        s: Spikes in the dtype of `d`.
+        weight: Kernel.
+        padding: As forward.
+        dtypes: Those of spikes and bias (None without one) as they were given.
+        wanted: Whether spikes and weight need a gradient.
+    """
+    s_dtype, bias_dtype = dtypes
+    ds, dw, db = torch.ops.aten.convolution_backward(
+        d,
+        s,
+        weight.to(d.dtype),
+        None if bias_dtype is None else [weight.shape[0]],
+        [1, 1],
+        [padding, padding],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [wanted[0], wanted[1], bias_dtype is not None],
+    )
+    return (
+        None if ds is None else ds.to(s_dtype),
+        None if dw is None else dw.to(weight.dtype),
+        None if db is None else db.to(bias_dtype),
+    )
 
 
 def spike_conv2d(

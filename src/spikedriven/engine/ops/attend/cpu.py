@@ -3,9 +3,9 @@
 # mypy: disable-error-code="no-untyped-def"
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import kernel
 from spikedriven.core.simd import (
     both,
     either,
@@ -32,7 +32,7 @@ def attend(q: Words, k: Words, v: Words, tokens: int, out: Words) -> None:
     _attend(q, k, v, tokens, out)
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _attend(q, k, v, tokens, out):
     # A token has a multiple of four words. A gate never leaves its register. Arrays are made flat
     # here, not outside: for 196 tokens that would take half as long as all the rest.
@@ -80,7 +80,7 @@ def agree(k: Words, v: Words, tokens: int, gate: Words) -> None:
     _agree(k.reshape(-1), v.reshape(-1), tokens, gate[0].size, gate.reshape(-1))
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _agree(k, v, tokens, size, gate):
     at = 0
     for image in range(0, gate.size, size):
@@ -105,7 +105,7 @@ def count_agreements(k: Words, v: Words, tokens: int, counts: NDArray[np.int64])
     _count(k.reshape(-1), v.reshape(-1), tokens, k[0].size, counts.reshape(-1))
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _count(k, v, tokens, size, counts):
     one = np.uint64(1)
     at = 0
@@ -133,7 +133,7 @@ def mask(q: Words, gate: Words, tokens: int, out: Words) -> None:
     _mask(q.reshape(-1), gate.reshape(-1), tokens, gate[0].size, out.reshape(-1))
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _mask(q, gate, tokens, size, out):
     at = 0
     for image in range(0, gate.size, size):

@@ -24,14 +24,23 @@ def attend(
     Returns:
         Spikes, [T, B, H, W, C], and the membranes after.
     """
+    gate, state = open_gate(k, v, step, state)
+    masked: Spikes = q & gate[:, :, None, None]
+    heads = step.dilation_heads
+    return (masked if heads is None else dilate_tokens(masked, heads)), state
+
+
+def open_gate(k: Spikes, v: Spikes, step: AttendStep, state: Integers) -> tuple[Spikes, Integers]:
+    """Open the gates of the channels in which key and value agree: arguments as in `attend`.
+
+    Returns:
+        Spikes of the gates, [T, B, C], and the membranes after.
+    """
     heads = step.dilation_heads
     if heads is not None:
         k, v = pool(k, stride=1), pool(v, stride=1)
     agree = k & v if heads is None else dilate_tokens(k & v, heads)
     counts = agree.sum(axis=(2, 3), dtype=np.int64)
     if step.gate is None:
-        gate = counts > 0
-    else:
-        gate, state = fire(counts << FRACTION, state, step.gate)
-    masked: Spikes = q & gate[:, :, None, None]
-    return (masked if heads is None else dilate_tokens(masked, heads)), state
+        return counts > 0, state
+    return fire(counts << FRACTION, state, step.gate)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange
+from numba import prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import called_by_kernels, inlined, parallel_kernel
 from spikedriven.core.simd import (
     I16,
     bits_of,
@@ -90,7 +91,7 @@ def _lanes(_typing):
     return I16(), lambda _context, _builder, _signature, _args: ir.Constant(I16.ir, list(range(32)))
 
 
-@njit(forceinline=True)
+@inlined
 def _collect_vector(b0, b1, b2, b3, row, ids, codes, m):
     # Append the rows of a word's active channels, and their patterns, 32 channels at a time.
     for half in range(2):
@@ -112,7 +113,7 @@ def _collect_vector(b0, b1, b2, b3, row, ids, codes, m):
     return m
 
 
-@njit(forceinline=True)
+@inlined
 def _sort_vector(ids, codes, m, filler, lists, at):
     store(codes, m, splat_i16(0))
     border = at + BORDERS
@@ -135,7 +136,7 @@ def _sort_vector(ids, codes, m, filler, lists, at):
         poke(lists, border, at - begin)
 
 
-@njit(forceinline=True)
+@inlined
 def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
     active = b0 | b1 | b2 | b3
     one = np.uint64(1)
@@ -151,7 +152,7 @@ def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
     return m
 
 
-@njit(forceinline=True)
+@inlined
 def _sort_scalar(ids, codes, m, filler, lists, at):
     cursor = np.zeros(16, np.int64)
     for j in range(m):
@@ -189,48 +190,54 @@ def list_pixels(words: Words, filler: int, lists: Lists) -> None:
     _list_tasks(tasks, words.reshape(-1), panels, pixels, filler, lists.reshape(-1), room)
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@parallel_kernel
 def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
+    for task in prange(tasks.size >> SCHEDULE_ROW):
+        _list_task(
+            np.int64(task) << SCHEDULE_ROW, tasks, words, panels, pixels, filler, lists, room
+        )
+
+
+@called_by_kernels
+def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
     step_1 = panels
     step_2 = step_1 + panels
     step_3 = step_2 + panels
-    for task in prange(tasks.size >> SCHEDULE_ROW):
-        ids = np.empty(room, np.uint16)
-        codes = np.empty(room, np.uint16)
-        word = peek(tasks, task << SCHEDULE_ROW)
-        at = peek(tasks, (task << SCHEDULE_ROW) + 1)
-        i = peek(tasks, (task << SCHEDULE_ROW) + 2)
-        last = min(i + BLOCK, pixels)
-        while i < last:
-            m = 0
-            n0 = n1 = n2 = n3 = 0
-            row = 0
-            end = word + panels
-            while word < end:
-                b0, b1 = peek_word(words, word), peek_word(words, word + step_1)
-                b2, b3 = peek_word(words, word + step_2), peek_word(words, word + step_3)
-                if b0 | b1 | b2 | b3:
-                    n0 += count_bits(b0)
-                    n1 += count_bits(b1)
-                    n2 += count_bits(b2)
-                    n3 += count_bits(b3)
-                    if _COMPRESS:
-                        m = _collect_vector(b0, b1, b2, b3, row, ids, codes, m)
-                    else:
-                        m = _collect_scalar(b0, b1, b2, b3, row, ids, codes, m)
-                row += WORD
-                word += 1
-            word += step_3
-            poke(lists, at, n0)
-            poke(lists, at + 1, n1)
-            poke(lists, at + 2, n2)
-            poke(lists, at + 3, n3)
-            if _COMPRESS:
-                _sort_vector(ids, codes, m, filler, lists, at)
-            else:
-                _sort_scalar(ids, codes, m, filler, lists, at)
-            at += room
-            i += 1
+    ids = np.empty(room, np.uint16)
+    codes = np.empty(room, np.uint16)
+    word = peek(tasks, plan)
+    at = peek(tasks, plan + 1)
+    i = peek(tasks, plan + 2)
+    last = min(i + BLOCK, pixels)
+    while i < last:
+        m = row = np.int64(0)  # the same type at every call
+        n0 = n1 = n2 = n3 = 0
+        end = word + panels
+        while word < end:
+            b0, b1 = peek_word(words, word), peek_word(words, word + step_1)
+            b2, b3 = peek_word(words, word + step_2), peek_word(words, word + step_3)
+            if b0 | b1 | b2 | b3:
+                n0 += count_bits(b0)
+                n1 += count_bits(b1)
+                n2 += count_bits(b2)
+                n3 += count_bits(b3)
+                if _COMPRESS:
+                    m = _collect_vector(b0, b1, b2, b3, row, ids, codes, m)
+                else:
+                    m = _collect_scalar(b0, b1, b2, b3, row, ids, codes, m)
+            row += WORD
+            word += 1
+        word += step_3
+        poke(lists, at, n0)
+        poke(lists, at + 1, n1)
+        poke(lists, at + 2, n2)
+        poke(lists, at + 3, n3)
+        if _COMPRESS:
+            _sort_vector(ids, codes, m, filler, lists, at)
+        else:
+            _sort_scalar(ids, codes, m, filler, lists, at)
+        at += room
+        i += 1
 
 
 def merge_neighbours(
@@ -257,72 +264,81 @@ def merge_neighbours(
     )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@parallel_kernel
 def _merge_tasks(
     tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
 ):  # fmt: skip
     for task in prange(tasks.size >> SCHEDULE_ROW):
-        plan = task << SCHEDULE_ROW
-        x, y, pixel = peek(tasks, plan), peek(tasks, plan + 1), peek(tasks, plan + 2)
-        last = min(pixel + BLOCK, hi)
-        sources = np.empty(9, np.int64)  # of the taps in sight: their lists
-        starts = np.empty(9, np.int64)  # where their next group begins
-        rows = np.empty(9, np.int64)
-        while pixel < last:
-            own = peek(near_starts, pixel << SCHEDULE_ROW)
-            begin = peek(starts_of_lists, (pixel - lo) << SCHEDULE_ROW)
-            taps = 0
-            n0 = n1 = n2 = n3 = 0
+        _merge_task(
+            np.int64(task) << SCHEDULE_ROW, tasks, jumps, tap_rows, near_starts, near, height,
+            width, lo, hi, starts_of_lists, lists,
+        )  # fmt: skip
+
+
+@called_by_kernels
+def _merge_task(
+    plan, tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
+):
+    x, y, pixel = peek(tasks, plan), peek(tasks, plan + 1), peek(tasks, plan + 2)
+    last = min(pixel + BLOCK, hi)
+    sources = np.empty(9, np.int64)  # of the taps in sight: their lists
+    starts = np.empty(9, np.int64)  # where their next group begins
+    rows = np.empty(9, np.int64)
+    while pixel < last:
+        own = peek(near_starts, pixel << SCHEDULE_ROW)
+        begin = peek(starts_of_lists, (pixel - lo) << SCHEDULE_ROW)
+        taps = 0
+        n0 = n1 = n2 = n3 = 0
+        tap = 0
+        for dy in range(-1, 2):
+            for dx in range(-1, 2):
+                if 0 <= y + dy < height and 0 <= x + dx < width:
+                    source = own + peek(jumps, tap)
+                    poke(sources, taps, source)
+                    poke(starts, taps, source + HEADER)
+                    poke(rows, taps, peek(tap_rows, tap))
+                    taps += 1
+                    n0 += peek(near, source)
+                    n1 += peek(near, source + 1)
+                    n2 += peek(near, source + 2)
+                    n3 += peek(near, source + 3)
+                tap += 1
+        poke(lists, begin, n0)
+        poke(lists, begin + 1, n1)
+        poke(lists, begin + 2, n2)
+        poke(lists, begin + 3, n3)
+        border = begin + BORDERS
+        poke(lists, border, 0)
+        at = begin + HEADER
+        for place in range(BORDERS + 1, BORDERS + 16):
+            first = at
             tap = 0
-            for dy in range(-1, 2):
-                for dx in range(-1, 2):
-                    if 0 <= y + dy < height and 0 <= x + dx < width:
-                        source = own + peek(jumps, tap)
-                        poke(sources, taps, source)
-                        poke(starts, taps, source + HEADER)
-                        poke(rows, taps, peek(tap_rows, tap))
-                        taps += 1
-                        n0 += peek(near, source)
-                        n1 += peek(near, source + 1)
-                        n2 += peek(near, source + 2)
-                        n3 += peek(near, source + 3)
-                    tap += 1
-            poke(lists, begin, n0)
-            poke(lists, begin + 1, n1)
-            poke(lists, begin + 2, n2)
-            poke(lists, begin + 3, n3)
-            border = begin + BORDERS
-            poke(lists, border, 0)
-            at = begin + HEADER
-            for place in range(BORDERS + 1, BORDERS + 16):
-                first = at
-                tap = 0
-                while tap < taps:
-                    j, source = peek(starts, tap), peek(sources, tap)
-                    end = source + HEADER + peek(near, source + place)
-                    poke(starts, tap, end)
-                    shift = splat_i16x16(peek(rows, tap))
-                    store(lists, at, load_i16x16(near, j) + shift)  # rarely more than this
-                    number = end - j
-                    while number > 16:
-                        at += 16
-                        j += 16
-                        number -= 16
-                        store(lists, at, load_i16x16(near, j) + shift)
-                    at += number
-                    tap += 1
-                if (at - first) & 1:
-                    poke(lists, at, peek(tap_rows, 9))  # the row of zeros
-                    at += 1
-                border += 1
-                poke(lists, border, at - begin - HEADER)
-            pixel += 1
-            x += 1
-            if x == width:
-                x = 0
-                y += 1
-                if y == height:
-                    y = 0
+            while tap < taps:
+                j, source = peek(starts, tap), peek(sources, tap)
+                end = source + HEADER + peek(near, source + place)
+                poke(starts, tap, end)
+                shift = splat_i16x16(peek(rows, tap))
+                store(lists, at, load_i16x16(near, j) + shift)  # rarely more than this
+                number = end - j
+                while number > 16:
+                    at += 16
+                    j += 16
+                    number -= 16
+                    store(lists, at, load_i16x16(near, j) + shift)
+                at += number
+                tap += 1
+            if (at - first) & 1:
+                poke(lists, at, peek(tap_rows, 9))  # the row of zeros
+                at += 1
+            border += 1
+            poke(lists, border, at - begin - HEADER)
+        pixel += 1
+        x += 1
+        if x == width:
+            x = 0
+            y += 1
+            if y == height:
+                y = 0
 
 
 @lru_cache(maxsize=64)

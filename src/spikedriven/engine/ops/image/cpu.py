@@ -10,9 +10,10 @@ added to: twice the total plus the sums that the plane's bits select.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import inlined, kernel, parallel_kernel
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     high_half,
@@ -70,11 +71,12 @@ def plane_offsets(images: NDArray[np.uint8], outputs: int, offsets: NDArray[np.u
     _note_lines(lines, images.reshape(-1), width, outputs, offsets.reshape(-1))
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@kernel
 def _note_lines(lines, pixels, width, outputs, offsets):
+    # On one thread: it is little, and to compile it for several takes a second.
     left, middle = np.uint16(outputs), np.uint16(outputs + outputs)
     right = np.uint16(middle + middle)
-    for line in prange(lines.size >> ROW):
+    for line in range(lines.size >> ROW):
         source, at = peek(lines, line << ROW), peek(lines, (line << ROW) + 1)
         row = pixels[source : source + width]
         for bit in range(8):
@@ -88,35 +90,35 @@ def _note_lines(lines, pixels, width, outputs, offsets):
             at += width
 
 
-@njit(forceinline=True, error_model="numpy")
-def _current_32(table, q, outputs, offsets, begin, channels, line, plane):
+@inlined
+def _current_32(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
     # From the highest plane to the lowest: twice the total, plus what the plane's bits select.
     low = high = splat_i32(0)
-    at_plane = begin
-    for _ in range(8):
+    for plane in range(planes.size):
+        at_plane = begin + peek(planes, plane)
         total = splat_i16(0)
-        at, base = at_plane, q
-        for _ in range(channels):
+        for channel in range(channels):
+            at = at_plane + peek(frames, channel)
+            base = q + peek(sums, channel)
             for _ in range(3):
                 total = total + load_i16(table, base + peek(offsets, at))
                 at += line
                 base += outputs << 3
-            at += plane
         low = low + low + low_half(total)
         high = high + high + high_half(total)
-        at_plane -= line >> 3
     return low, high
 
 
-@njit(forceinline=True, error_model="numpy")
-def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
+@inlined
+def _current_96(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
     # The same for 96 channels, whose places are looked up once.
     low0 = high0 = low1 = high1 = low2 = high2 = splat_i32(0)
-    at_plane = begin
-    for _ in range(8):
+    for plane in range(planes.size):
+        at_plane = begin + peek(planes, plane)
         total0 = total1 = total2 = splat_i16(0)
-        at, base = at_plane, q
-        for _ in range(channels):
+        for channel in range(channels):
+            at = at_plane + peek(frames, channel)
+            base = q + peek(sums, channel)
             for _ in range(3):
                 place = base + peek(offsets, at)
                 total0 = total0 + load_i16(table, place)
@@ -124,18 +126,16 @@ def _current_96(table, q, outputs, offsets, begin, channels, line, plane):
                 total2 = total2 + load_i16(table, place + 64)
                 at += line
                 base += outputs << 3
-            at += plane
         low0 = low0 + low0 + low_half(total0)
         high0 = high0 + high0 + high_half(total0)
         low1 = low1 + low1 + low_half(total1)
         high1 = high1 + high1 + high_half(total1)
         low2 = low2 + low2 + low_half(total2)
         high2 = high2 + high2 + high_half(total2)
-        at_plane -= line >> 3
     return (low0, high0), (low1, high1), (low2, high2)
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _fire_32(current, bias, edge, theta, q, leak, v):
     v0, low = fire_16(current[0] + load_i32(bias, edge + q), v[0], load_i32(theta, q), leak)
     v1, high = fire_16(
@@ -144,7 +144,7 @@ def _fire_32(current, bias, edge, theta, q, leak, v):
     return low | (high << np.uint64(16)), (v0, v1)
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _membranes(v, resume, at):
     # None, or the membranes to resume from.
     zero = splat_i32(0)
@@ -153,7 +153,7 @@ def _membranes(v, resume, at):
     return zero, zero
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _keep(v, at, membranes):
     if v is not None:
         store(v, at, membranes[0])
@@ -194,23 +194,28 @@ def fire_image(
             ((y == 0) + 2 * (y == height - 1)) * outputs,
         ]
     )
+    channel, step = np.arange(channels), np.arange(steps)
+    # Told, not known: a loop of known length would be unrolled, which takes a second.
+    planes = -np.arange(8) * width
     _fire_lines(
         lines, offsets.reshape(-1), table.reshape(-1), bias.reshape(-1), theta, leak,
-        None if v is None else v.reshape(-1), resume, channels, width, outputs, line,
-        (height - 1) * line, images * frame if len(offsets) > images else 0, steps,
-        halves.reshape(-1), words, (sites - 1) * 4 * words,
+        None if v is None else v.reshape(-1), resume, planes, channels, width, outputs, line,
+        channel * (height + 2) * line, channel * 24 * outputs, step * images * frame,
+        len(offsets) > images, steps,
+        halves.reshape(-1), words, (step // 4 * sites * 4 + step % 4) * words,
     )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@parallel_kernel
 def _fire_lines(
-    lines, offsets, table, bias, theta, leak, v, resume, channels, width, outputs, line, plane,
-    moment, steps, halves, words, group,
+    lines, offsets, table, bias, theta, leak, v, resume, planes, channels, width, outputs, line,
+    frames, sums, moments, moves, steps, halves, words, places,
 ):  # fmt: skip
-    # `moment` leads to the next step's image, 0 where it stays the same; `group` skips the other
-    # pixels' words to the next four steps.
+    # Ways to: `planes` from the highest plane to the others, `frames` and `sums` of the input
+    # channels, `moments` of the steps' images, `places` of their words. Where nothing moves, the
+    # current stays too.
     for row in prange(lines.size >> ROW):
-        plan = row << ROW
+        plan = np.int64(row) << ROW
         begin, site = peek(lines, plan), peek(lines, plan + 1)
         word, edge_y = peek(lines, plan + 2), peek(lines, plan + 3)
         for x in range(width):
@@ -219,47 +224,47 @@ def _fire_lines(
                 edge += outputs << 2
             if x == width - 1:
                 edge += outputs << 3
-            q = 0
+            q = np.int64(0)  # the same type at every call
             while q + 96 <= outputs:
                 v0 = _membranes(v, resume, site + q)
                 v1 = _membranes(v, resume, site + q + 32)
                 v2 = _membranes(v, resume, site + q + 64)
-                at = begin
-                i0, i1, i2 = _current_96(table, q, outputs, offsets, at, channels, line, plane)
-                out = word + (q >> 5)
-                for t in range(steps):
-                    if moment > 0 and t > 0:
-                        at += moment
+                i0 = i1 = i2 = v0
+                t = 0
+                while True:
+                    if t == 0 or moves:
+                        at = begin + peek(moments, t)
                         i0, i1, i2 = _current_96(
-                            table, q, outputs, offsets, at, channels, line, plane
+                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
                         )
                     w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
                     w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
                     w2, v2 = _fire_32(i2, bias, edge, theta, q + 64, leak, v2)
+                    out = word + (q >> 5) + peek(places, t)
                     poke(halves, out, w0)
                     poke(halves, out + 1, w1)
                     poke(halves, out + 2, w2)
-                    out += words
-                    if t & 3 == 3:
-                        out += group
+                    t += 1
+                    if t >= steps:
+                        break
                 _keep(v, site + q, v0)
                 _keep(v, site + q + 32, v1)
                 _keep(v, site + q + 64, v2)
                 q += 96
             while q < outputs:
-                v0 = _membranes(v, resume, site + q)
-                at = begin
-                i0 = _current_32(table, q, outputs, offsets, at, channels, line, plane)
-                out = word + (q >> 5)
-                for t in range(steps):
-                    if moment > 0 and t > 0:
-                        at += moment
-                        i0 = _current_32(table, q, outputs, offsets, at, channels, line, plane)
+                v0 = i0 = _membranes(v, resume, site + q)
+                t = 0
+                while True:
+                    if t == 0 or moves:
+                        at = begin + peek(moments, t)
+                        i0 = _current_32(
+                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
+                        )
                     w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
-                    poke(halves, out, w0)
-                    out += words
-                    if t & 3 == 3:
-                        out += group
+                    poke(halves, word + (q >> 5) + peek(places, t), w0)
+                    t += 1
+                    if t >= steps:
+                        break
                 _keep(v, site + q, v0)
                 q += 32
             begin += 1

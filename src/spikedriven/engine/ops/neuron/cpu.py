@@ -2,10 +2,17 @@
 
 # mypy: disable-error-code="no-untyped-def"
 
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
-from spikedriven.core.simd import at_least, bits_of, select, shift_right, splat_i32
+from spikedriven.core.kernels import INLINED, inlined
+from spikedriven.core.simd import (
+    at_least,
+    bits_of,
+    select,
+    shift_right,
+    splat_i32,
+)
 
 
 def leaked(gap, leak):
@@ -13,7 +20,7 @@ def leaked(gap, leak):
     raise NotImplementedError  # compiled code only
 
 
-@overload(leaked, inline="always")
+@overload(leaked, jit_options=INLINED)
 def _leaked(gap, leak):
     if isinstance(leak, types.NoneType):  # tau = 2
         return lambda gap, leak: shift_right(gap, 1)
@@ -27,7 +34,7 @@ def _leaked(gap, leak):
     return by_shifts
 
 
-@njit(forceinline=True)
+@inlined
 def fire_16(i, v, theta, leak):
     """Advance sixteen neurons by a step; return their membranes and their spikes as bits."""
     u = v + leaked(i - v, leak)

@@ -6,10 +6,19 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
-from spikedriven.core.simd import at_least, load_i32, peek, poke, select, splat_i32, store
+from spikedriven.core.kernels import called_by_kernels, inlined, kernel, parallel_kernel
+from spikedriven.core.simd import (
+    at_least,
+    load_i32,
+    peek,
+    poke,
+    select,
+    splat_i32,
+    store,
+)
 from spikedriven.engine.bits import GROUP, WORD, Words
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.schedule import ROW, flat
@@ -44,10 +53,10 @@ def _lines(sites: int, height: int, width: int, stride: int, size: int) -> NDArr
     return flat([pixel, pixel * size, source, *inside])
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@kernel
 def _pool(lines, words, width, stride, size, row, out):
     step = size << (stride - 1)
-    for line in prange(lines.size >> ROW):
+    for line in range(lines.size >> ROW):
         plan = line << ROW
         to, middle = peek(lines, plan + 1), peek(lines, plan + 2)
         above, below = peek(lines, plan + 3), peek(lines, plan + 4)
@@ -116,12 +125,12 @@ def _lines_of_panels(panels: int, sites: int, height: int, width: int) -> NDArra
     )
 
 
-@njit(forceinline=True)
+@inlined
 def _larger(x, y):
     return select(at_least(x, y), x, y)
 
 
-@njit(forceinline=True)
+@inlined
 def _largest_of_line(currents, at, left):
     # A pixel is 256 numbers away: four steps of 64 channels. Sides are even, and every second
     # pixel is asked for, so that there is always one to the right, and a line below.
@@ -131,51 +140,60 @@ def _largest_of_line(currents, at, left):
     return most
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@parallel_kernel
 def _pool_membranes(
     lines, currents, width, row, panels, stream, theta, leak, v, resume, words, steps
 ):
-    channels = panels << 6
     for line in prange(lines.size >> ROW):
-        plan = line << ROW
-        first, to, middle = peek(lines, plan), peek(lines, plan + 1), peek(lines, plan + 2)
-        word, site = peek(lines, plan + 3), peek(lines, plan + 4)
-        above = peek(lines, plan + 5)
-        x = 0
-        while x < width:
-            left = x > 0
-            w0 = w1 = w2 = w3 = np.uint64(0)
-            for c in range(0, 64, 16):
-                u = splat_i32(0)
-                if v is not None and resume:
-                    u = load_i32(v, site + c)
-                step = c
-                for t in range(4):
-                    if t < steps:
-                        at = middle + step
-                        most = _largest_of_line(currents, at, left)
-                        most = _larger(most, _largest_of_line(currents, at + row, left))
-                        if above:
-                            most = _larger(most, _largest_of_line(currents, at - row, left))
-                        store(stream, to + step, most)
-                        u, bits = fire_16(most, u, load_i32(theta, first + c), leak)
-                        bits = bits << np.uint64(c)
-                        w0 |= bits if t == 0 else np.uint64(0)
-                        w1 |= bits if t == 1 else np.uint64(0)
-                        w2 |= bits if t == 2 else np.uint64(0)
-                        w3 |= bits if t == 3 else np.uint64(0)
-                        step += 64
-                if v is not None:
-                    store(v, site + c, u)
-            at = word
-            for bits in (w0, w1, w2, w3):
-                poke(words, at, bits)
-                at += panels
-            x += 2
-            to += 256
-            site += channels
-            word += panels << 2
-            middle += 512
+        _pool_line(
+            np.int64(line) << ROW, lines, currents, width, row, panels, stream, theta, leak, v,
+            resume, words, steps,
+        )  # fmt: skip
+
+
+@called_by_kernels
+def _pool_line(
+    plan, lines, currents, width, row, panels, stream, theta, leak, v, resume, words, steps
+):
+    channels = panels << 6
+    first, to, middle = peek(lines, plan), peek(lines, plan + 1), peek(lines, plan + 2)
+    word, site = peek(lines, plan + 3), peek(lines, plan + 4)
+    above = peek(lines, plan + 5)
+    x = 0
+    while x < width:
+        left = x > 0
+        w0 = w1 = w2 = w3 = np.uint64(0)
+        for c in range(0, 64, 16):
+            u = splat_i32(0)
+            if v is not None and resume:
+                u = load_i32(v, site + c)
+            step = c
+            for t in range(4):
+                if t < steps:
+                    at = middle + step
+                    most = _largest_of_line(currents, at, left)
+                    most = _larger(most, _largest_of_line(currents, at + row, left))
+                    if above:
+                        most = _larger(most, _largest_of_line(currents, at - row, left))
+                    store(stream, to + step, most)
+                    u, bits = fire_16(most, u, load_i32(theta, first + c), leak)
+                    bits = bits << np.uint64(c)
+                    w0 |= bits if t == 0 else np.uint64(0)
+                    w1 |= bits if t == 1 else np.uint64(0)
+                    w2 |= bits if t == 2 else np.uint64(0)
+                    w3 |= bits if t == 3 else np.uint64(0)
+                    step += 64
+            if v is not None:
+                store(v, site + c, u)
+        at = word
+        for bits in (w0, w1, w2, w3):
+            poke(words, at, bits)
+            at += panels
+        x += 2
+        to += 256
+        site += channels
+        word += panels << 2
+        middle += 512
 
 
 def dilate_channels(words: Words, first: Words, last: Words) -> None:
@@ -189,7 +207,7 @@ def dilate_channels(words: Words, first: Words, last: Words) -> None:
     _dilate_channels(words.reshape(-1), first, last)
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _dilate_channels(words, first, last):
     one, top = np.uint64(1), np.uint64(63)
     panels = first.size
@@ -220,7 +238,7 @@ def dilate_tokens(words: Words, tokens: int, out: Words) -> None:
     _dilate_tokens(words.reshape(-1), tokens, words[0].size, out.reshape(-1))
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _dilate_tokens(words, tokens, size, out):
     place = 0
     for at in range(0, words.size, size):

@@ -5,9 +5,9 @@
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import kernel
 from spikedriven.core.simd import peek
 from spikedriven.engine.bits import GROUP, WORD
 from spikedriven.engine.schedule import ROW, strides
@@ -29,9 +29,9 @@ def sum_tokens(stream: Array, tokens: int, sums: Array) -> None:
     _sum(places, stream.reshape(-1), tokens, panels * WORD, sums.reshape(-1))
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@kernel
 def _sum(places, stream, tokens, channels, sums):
-    for panel in prange(places.size >> ROW):
+    for panel in range(places.size >> ROW):
         row, at = peek(places, panel << ROW), peek(places, (panel << ROW) + 1)
         while row < sums.size:  # an image
             for _ in range(tokens):
@@ -62,7 +62,7 @@ def fire_sums(sums: Array, theta: Array, leak: Array, v: Array, spikes: Array, s
     )  # fmt: skip
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _fire(sums, padded, theta, leak, v, spikes, channels, steps):
     at = out = 0
     for image in range(0, v.size, channels):
@@ -100,7 +100,7 @@ def add_classes(spikes: Array, weight: Array, bias: Array, scores: Array, steps:
         scores[:steps, b] = total
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@kernel
 def _add(spikes, weight, total, classes, steps):
     channels = spikes.size >> 2
     at = 0

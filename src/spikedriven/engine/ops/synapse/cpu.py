@@ -16,10 +16,11 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange, types
+from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from spikedriven.core.kernels import INLINED, called_by_kernels, inlined, parallel_kernel
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     as_i16,
@@ -109,7 +110,7 @@ def _silence(rows):
     raise NotImplementedError  # compiled code only
 
 
-@overload(_silence, inline="always")
+@overload(_silence, jit_options=INLINED)
 def _silence_typed(rows):
     if rows.dtype == types.int8:
         return lambda rows: (splat_i16(0), splat_i16(0))
@@ -120,7 +121,7 @@ def _plus(x, y):
     raise NotImplementedError
 
 
-@overload(_plus, inline="always")
+@overload(_plus, jit_options=INLINED)
 def _plus_typed(x, y):
     if len(x) == 2:
         return lambda x, y: (x[0] + y[0], x[1] + y[1])
@@ -131,7 +132,7 @@ def _minus(x, y):
     raise NotImplementedError
 
 
-@overload(_minus, inline="always")
+@overload(_minus, jit_options=INLINED)
 def _minus_typed(x, y):
     if len(x) == 2:
         return lambda x, y: (x[0] - y[0], x[1] - y[1])
@@ -142,7 +143,7 @@ def _set_aside(rows, pixels):
     raise NotImplementedError
 
 
-@overload(_set_aside, inline="always")
+@overload(_set_aside, jit_options=INLINED)
 def _set_aside_typed(rows, pixels):
     # Room for the sums of four steps of so many pixels.
     if rows.dtype == types.int8:
@@ -154,7 +155,7 @@ def _take_up(aside, at):
     raise NotImplementedError
 
 
-@overload(_take_up, inline="always")
+@overload(_take_up, jit_options=INLINED)
 def _take_up_typed(aside, at):
     if aside.dtype == types.int16:
         return lambda aside, at: (load_i16(aside, at), load_i16(aside, at + 32))
@@ -170,7 +171,7 @@ def _put_down(aside, at, sums):
     raise NotImplementedError
 
 
-@overload(_put_down, inline="always")
+@overload(_put_down, jit_options=INLINED)
 def _put_down_typed(aside, at, sums):
     def two(aside, at, sums):
         store(aside, at, sums[0])
@@ -185,7 +186,7 @@ def _put_down_typed(aside, at, sums):
     return two if len(sums) == 2 else four
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _walk_i8(rows, base, events, j, end, even, odd):
     while j < end:
         pair = load_two(events, j)
@@ -198,7 +199,7 @@ def _walk_i8(rows, base, events, j, end, even, odd):
     return even, odd
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _walk_i16(rows, base, events, j, end, even0, odd0, even1, odd1):
     while j < end:
         pair = load_two(events, j)
@@ -218,7 +219,7 @@ def _walk(rows, base, lists, at, group, run):
     raise NotImplementedError
 
 
-@overload(_walk, inline="always")
+@overload(_walk, jit_options=INLINED)
 def _walk_typed(rows, base, lists, at, group, run):
     if rows.dtype == types.int8:
 
@@ -239,7 +240,7 @@ def _walk_typed(rows, base, lists, at, group, run):
     return walk_wide
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _gather(rows, base, lists, at):
     # The sums of steps a, b, c, d; `run` is the sum of all events so far.
     a = b = c = d = run = _silence(rows)
@@ -280,7 +281,7 @@ def _widened(sums, count):
     raise NotImplementedError
 
 
-@overload(_widened, inline="always")
+@overload(_widened, jit_options=INLINED)
 def _widened_typed(sums, count):
     # Four vectors of sixteen sums: the panel's channels in order.
     if len(sums) == 2:
@@ -300,7 +301,7 @@ def _widened_typed(sums, count):
     return from_i32
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def _fetch_ahead(rows, at, end):
     # Bring a pixel's share of the next panel near: its rows will be wanted in no order.
     while at < end:
@@ -311,12 +312,12 @@ def _fetch_ahead(rows, at, end):
 # ------------------------------------------------------------------ what follows the sums
 
 
-@njit(forceinline=True)
+@inlined
 def _in_one_word(b0, b1, b2, b3):
     return b0 | (b1 << np.uint64(16)) | (b2 << np.uint64(32)) | (b3 << np.uint64(48))
 
 
-@njit(forceinline=True)
+@inlined
 def _fire_64(i, theta, leak, c, v):
     v0, b0 = fire_16(i[0], v[0], load_i32(theta, c), leak)
     v1, b1 = fire_16(i[1], v[1], load_i32(theta, c + 16), leak)
@@ -325,7 +326,7 @@ def _fire_64(i, theta, leak, c, v):
     return _in_one_word(b0, b1, b2, b3), (v0, v1, v2, v3)
 
 
-@njit(forceinline=True)
+@inlined
 def _load_64(array, at):
     return (
         load_i32(array, at),
@@ -335,7 +336,7 @@ def _load_64(array, at):
     )
 
 
-@njit(forceinline=True)
+@inlined
 def _store_64(array, at, x):
     store(array, at, x[0])
     store(array, at + 16, x[1])
@@ -343,21 +344,21 @@ def _store_64(array, at, x):
     store(array, at + 48, x[3])
 
 
-@njit(forceinline=True)
+@inlined
 def _silent_64():
     zero = splat_i32(0)
     return zero, zero, zero, zero
 
 
-@njit(forceinline=True)
+@inlined
 def _doubled(y, times, mask):
     # y << times where the mask is set.
     return differ(y, both(differ(y, shift_left(y, times)), mask))
 
 
-@njit(forceinline=True)
-def _current_16(x, digits, channels, bias, places, c):
-    if digits is None:  # a layer that fires
+@inlined
+def _current_16(x, streams, digits, channels, bias, places, c):
+    if not streams:
         return shift_left(x, places) + load_i32(bias, c)
     # (x * gain + bias) >> places by shifts and additions; `digits` as `gain_digits` returns them.
     y = shift_left(x, 2)
@@ -373,19 +374,20 @@ def _current_16(x, digits, channels, bias, places, c):
     return shift_right(y + load_i32(bias, c), places)
 
 
-@njit(forceinline=True)
+@inlined
 def _step_64(
-    sums, count, digits, channels, bias, places, stream, to, begins, fires, theta, leak, c, v
-):
+    sums, count, streams, digits, channels, bias, places, stream, to, begins, fires, theta, leak,
+    c, v,
+):  # fmt: skip
     # One step of a pixel and panel: the current, into the stream if there is one, and the neurons.
     x = _widened(sums, count)
     i = (
-        _current_16(x[0], digits, channels, bias, places, c),
-        _current_16(x[1], digits, channels, bias, places, c + 16),
-        _current_16(x[2], digits, channels, bias, places, c + 32),
-        _current_16(x[3], digits, channels, bias, places, c + 48),
+        _current_16(x[0], streams, digits, channels, bias, places, c),
+        _current_16(x[1], streams, digits, channels, bias, places, c + 16),
+        _current_16(x[2], streams, digits, channels, bias, places, c + 32),
+        _current_16(x[3], streams, digits, channels, bias, places, c + 48),
     )
-    if stream is not None:
+    if streams:
         if not begins:
             i = _plus(_load_64(stream, to), i)
         _store_64(stream, to, i)
@@ -520,17 +522,19 @@ def _run(
         tiles,
         get_num_threads(),
     )
+    # Whether there are a stream and neurons is no matter of types: to compile all this once more
+    # would take seconds. What is not there is never read.
     _run_tasks(
         tasks.reshape(-1), len(tasks), share, rows.reshape(-1), tiles, size * WORD,
-        visits.reshape(-1), pixels, lists.reshape(-1),
-        None if digits is None else digits.reshape(-1), bias, places,
-        None if stream is None else stream.reshape(-1), begins, theta is not None,
+        visits.reshape(-1), pixels, lists.reshape(-1), stream is not None,
+        bias if digits is None else digits.reshape(-1), bias, places,
+        bias if stream is None else stream.reshape(-1), begins, theta is not None,
         bias if theta is None else theta, leak,
         None if v is None else v.reshape(-1), resume, words.reshape(-1), panels, steps,
     )  # fmt: skip
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@called_by_kernels
 def _gather_block(rows, base, tiles, tile_size, visits, stride, lists, first, pixels, aside):
     # The sums of a block of pixels, tile after tile. A function of its own: with all else in reach
     # the compiler would keep its pointers in memory.
@@ -553,88 +557,71 @@ def _gather_block(rows, base, tiles, tile_size, visits, stride, lists, first, pi
         first += stride
 
 
-@njit(forceinline=True, error_model="numpy")
-def _spikes_in_sight(lists, visits, visit, stride, tiles):
-    # Of a pixel, at each step: those of the lists that its tiles read.
-    n0 = n1 = n2 = n3 = 0
+@inlined
+def _spikes_in_sight(lists, visits, visit, stride, tiles, step):
+    # Of a pixel: those of the lists that its tiles read.
+    number = 0
     for _ in range(tiles):
-        at = peek(visits, visit)
-        n0 += peek(lists, at)
-        n1 += peek(lists, at + 1)
-        n2 += peek(lists, at + 2)
-        n3 += peek(lists, at + 3)
+        number += peek(lists, peek(visits, visit) + step)
         visit += stride
-    return n0, n1, n2, n3
+    return number
 
 
-@njit(parallel=True, cache=True, error_model="numpy", nogil=True)
+@parallel_kernel
 def _run_tasks(
-    tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, digits, bias, places,
-    stream, begins, fires, theta, leak, v, resume, words, panels, steps,
+    tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
+    places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,
 ):  # fmt: skip
-    # A layer that fires has no digits and no stream. Whether neurons fire is no matter of types: to
-    # compile all this once more would take seconds.
-    word_1 = panels
-    word_2 = word_1 + panels
-    word_3 = word_2 + panels
-    channels = panels << 6
     for task in prange(num_tasks):
-        plan = task << 3
-        c, first = peek(tasks, plan + _PANEL), peek(tasks, plan + _PIXEL)
-        base = peek(tasks, plan + _BASE)
-        ahead = peek(tasks, plan + _AHEAD)
-        out = peek(tasks, plan + _WORDS)
-        at = peek(tasks, plan + _SITES)
-        to = peek(tasks, plan + _STREAM)
-        pixels = peek(tasks, plan + _PIXELS)
-        aside = _set_aside(rows, min(pixels, BLOCK))
-        last = first + pixels
-        while first < last:
-            end = min(first + BLOCK, last)
-            _gather_block(
-                rows, base, tiles, tile_size, visits, stride, lists, first, end - first, aside
-            )
-            kept = 0
-            while first < end:
-                if ahead >= 0:
-                    _fetch_ahead(rows, ahead, ahead + share)
-                    ahead += share
-                n0, n1, n2, n3 = _spikes_in_sight(lists, visits, first, stride, tiles)
-                u = _silent_64()
-                if v is not None and resume:
-                    u = _load_64(v, at)
-                w1 = w2 = w3 = np.uint64(0)
-                w0, u = _step_64(
-                    _take_up(aside, kept), n0, digits, channels, bias, places, stream, to, begins,
-                    fires, theta, leak, c, u,
-                )  # fmt: skip
-                to += 64
-                if steps > 1:
-                    w1, u = _step_64(
-                        _take_up(aside, kept + 64), n1, digits, channels, bias, places, stream, to,
-                        begins, fires, theta, leak, c, u,
+        _run_task(
+            np.int64(task) << 3, tasks, share, rows, tiles, tile_size, visits, stride, lists,
+            streams, digits, bias, places, stream, begins, fires, theta, leak, v, resume, words,
+            panels, steps,
+        )  # fmt: skip
+
+
+@called_by_kernels
+def _run_task(
+    plan, tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
+    places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,
+):  # fmt: skip
+    channels = panels << 6
+    c, first = peek(tasks, plan + _PANEL), peek(tasks, plan + _PIXEL)
+    base = peek(tasks, plan + _BASE)
+    ahead = peek(tasks, plan + _AHEAD)
+    out = peek(tasks, plan + _WORDS)
+    at = peek(tasks, plan + _SITES)
+    to = peek(tasks, plan + _STREAM)
+    pixels = peek(tasks, plan + _PIXELS)
+    aside = _set_aside(rows, min(pixels, BLOCK))
+    last = first + pixels
+    while first < last:
+        end = min(first + BLOCK, last)
+        _gather_block(
+            rows, base, tiles, tile_size, visits, stride, lists, first, end - first, aside
+        )
+        kept = 0
+        while first < end:
+            if ahead >= 0:
+                _fetch_ahead(rows, ahead, ahead + share)
+                ahead += share
+            u = _silent_64()
+            if v is not None and resume:
+                u = _load_64(v, at)
+            for step in range(GROUP):
+                word = np.uint64(0)
+                if step < steps:
+                    count = _spikes_in_sight(lists, visits, first, stride, tiles, step)
+                    word, u = _step_64(
+                        _take_up(aside, kept), count, streams, digits, channels, bias, places,
+                        stream, to, begins, fires, theta, leak, c, u,
                     )  # fmt: skip
-                to += 64
-                if steps > 2:
-                    w2, u = _step_64(
-                        _take_up(aside, kept + 128), n2, digits, channels, bias, places, stream, to,
-                        begins, fires, theta, leak, c, u,
-                    )  # fmt: skip
-                to += 64
-                if steps > 3:
-                    w3, u = _step_64(
-                        _take_up(aside, kept + 192), n3, digits, channels, bias, places, stream, to,
-                        begins, fires, theta, leak, c, u,
-                    )  # fmt: skip
-                to += 64
                 if fires:
-                    if v is not None:
-                        _store_64(v, at, u)
-                    poke(words, out, w0)
-                    poke(words, out + word_1, w1)
-                    poke(words, out + word_2, w2)
-                    poke(words, out + word_3, w3)
-                at += channels
-                out += word_3 + panels
-                kept += 256
-                first += 1
+                    poke(words, out, word)
+                out += panels
+                kept += 64
+                to += 64
+            if fires and v is not None:
+                _store_64(v, at, u)
+            at += channels
+            first += 1

@@ -1,18 +1,11 @@
-"""Spike-driven self-attention: query, key and value meet by mask and addition only."""
+"""Spike-driven self-attention in its plain form: a sum over tokens, and a mask."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-# Half of the other neurons': a single agreement of key and value (membrane 0.5) opens the gate.
-GATE_THRESHOLD = 0.5
-
-Gate = Callable[[Tensor], Tensor]
-"""Counts [T, B, C] to spikes [T, B, C]: a function or a layer of neurons."""
 
 
 class _Agreement(torch.autograd.Function):
@@ -57,33 +50,6 @@ def mask(q: Float[Tensor, "T B C H W"], gate: Float[Tensor, "T B C"]) -> Float[T
     """Keep the query's spikes in the channels whose gate is open, and no others."""
     masked: Tensor = _Mask.apply(q, gate)
     return masked
-
-
-def spike_driven_attention(
-    q: Float[Tensor, "T B C H W"],
-    k: Float[Tensor, "T B C H W"],
-    v: Float[Tensor, "T B C H W"],
-    gate: Gate,
-) -> Float[Tensor, "T B C H W"]:
-    """Gate each channel of the query by whether key and value agree anywhere: q * gate(sum k v).
-
-    Args:
-        q: Query spikes, 0 or 1.
-        k: Key spikes, 0 or 1.
-        v: Value spikes, 0 or 1.
-        gate: The neurons that fire on the agreement, with threshold `GATE_THRESHOLD`.
-
-    Returns:
-        Spikes, a subset of `q`.
-
-    Numerics: the counts are whole numbers, so with tau = 2 the gate is exactly OR over tokens of
-        (k AND v), and forward it remembers nothing; backward it does, over silent steps.
-    Cost: T B C N masks and additions, with N = H W: linear in tokens and in channels. Heads would
-        change nothing: the sum runs over tokens, within one channel.
-    Source: Yao et al., NeurIPS 2023, eq. 14 (version 2), as released. The paper's tables call this
-        q V_S, and k and v Q_S and K_S.
-    """
-    return mask(q, gate(agreement(k, v)))
 
 
 def dilate_image(s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B C H W"]:

@@ -1,0 +1,45 @@
+"""The bytes that docs/gpu.md shows, counted by hand where a hand can."""
+
+import pytest
+from benchmarks import gpu_bytes
+from benchmarks.gpu_bytes import WAYS, Bytes
+
+import spikedriven as sd
+
+
+def test_a_norm_and_its_neurons_by_hand():
+    # 10 currents of two bytes: read for the statistics, read to fire, and a spike for each written;
+    # backward twice a gradient and a current, and a gradient written; kept is the current
+    assert gpu_bytes.neuron(10, 10, "fewest") == Bytes(60, 100, 20)
+    # a static image: 10 currents and 40 spikes
+    assert gpu_bytes.neuron(10, 40, "fewest") == Bytes(20 + 20 + 80, 2 * (20 + 80) + 20, 20)
+    # one by one: norm 20 + 40, neuron 20 + 20 and its membranes 20; back 60, then 40 and 60
+    assert gpu_bytes.neuron(10, 10, "one by one") == Bytes(120, 160, 40)
+
+
+def test_a_convolution_keeps_a_bit_for_a_spike_and_shares_it():
+    # 80 spikes in, 40 currents out, 10 weights of a batch of one
+    assert gpu_bytes.convolution(80, 40, 10, 1, "fewest") == Bytes(260, 260 + 80 + 40 + 10, 10)
+    assert gpu_bytes.convolution(80, 40, 10, 1, "fewest", shares=True).kept == 0
+    assert gpu_bytes.convolution(80, 40, 10, 1, "one by one").kept == 160
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_networks_bytes_are_the_sum_of_its_units_and_grow_with_its_steps(way):
+    config = sd.SDTConfig(2, 64, 10, stem_pool="0011")
+    found = gpu_bytes.totals(config, 32, 8, way)
+    whole = found.pop("all")
+    for part in ("forward", "backward", "kept"):
+        parts = sum(getattr(unit, part) for unit in found.values())
+        assert getattr(whole, part) == pytest.approx(parts)
+    longer = gpu_bytes.totals(sd.SDTConfig(2, 64, 10, stem_pool="0011", num_steps=8), 32, 8, way)
+    assert 1.8 < longer["all"].kept / whole.kept < 2  # the static image's current is kept once
+
+
+def test_no_way_moves_or_keeps_less_than_the_fewest():
+    config = sd.SDTConfig(2, 64, 10, stem_pool="1111")
+    fewest = gpu_bytes.totals(config, 64, 8, "fewest")
+    for way in WAYS[1:]:
+        for kind, unit in gpu_bytes.totals(config, 64, 8, way).items():
+            for part in ("forward", "backward", "kept"):
+                assert getattr(unit, part) >= getattr(fewest[kind], part), (way, kind, part)

@@ -15,16 +15,21 @@ from pathlib import Path
 
 from spikedriven.engine.bits import GROUP
 from spikedriven.records import Record
-from spikedriven.viz.figures import accuracy_steps, firing_rate, scaling, speed
+from spikedriven.viz.figures import accuracy_steps, energy_curve, firing_rate, scaling, speed
 from spikedriven.viz.gather import gather, of_newest_machine
 from spikedriven.viz.report import name_of
 from spikedriven.viz.theme import short, svg
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "engine.md", ROOT / "docs" / "gpu.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "engine.md",
+    ROOT / "docs" / "gpu.md",
+    ROOT / "docs" / "energy.md",
+)
 PICTURES = ROOT / "docs" / "figures"
-FIGURES = (speed, firing_rate, scaling, accuracy_steps)
+FIGURES = (speed, firing_rate, scaling, accuracy_steps, energy_curve)
 NOT_MEASURED = "*Not measured.*"
 HEADLINE = "sdt_8_768 at 224, T=4, batch 1, 2 threads"
 Records = Sequence[Record]
@@ -341,10 +346,33 @@ def caption_of(figure: object) -> Callable[[Records], str]:
     return block
 
 
+CLAIMED = 87.2
+"""How many times less attention costs than the artificial one: the paper's Table 4, 8-768."""
+
+
+def budgets(records: Records) -> str:
+    """Return what each budget of additions leaves."""
+    found = energy_curve.select(records)
+    rows = []
+    for curve, points in energy_curve.curves(found).items():
+        for budget, values in points:
+            times = 1 / values[energy_curve.SHARE]
+            rows.append(
+                [
+                    f"{curve}, {budget}",
+                    f"{values[energy_curve.ENERGY] * 1e3:.3g}",
+                    f"1/{times:.1f}{', as claimed' if times >= CLAIMED else ''}",
+                    f"{values[energy_curve.ACCURACY]:.4f}",
+                ]
+            )
+    heads = ["budget", "executed, uJ per image", "attention over the artificial one", "accuracy"]
+    return table(heads, rows, found)
+
+
 BLOCKS: dict[str, Callable[[Records], str]] = {
     block.__name__: block
     for block in (readme_speed, targets, milliseconds, memory, first_call, attention, crossovers,
-                  growth, parity, accuracy, trained, gpu_bytes,
+                  growth, parity, accuracy, trained, budgets, gpu_bytes,
                   gpu_floor, gpu_speed)
 } | {f"figure_{name_of(figure)}": caption_of(figure) for figure in FIGURES}  # fmt: skip
 

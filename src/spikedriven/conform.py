@@ -20,7 +20,7 @@ from spikedriven.energy.audit import audit
 from spikedriven.energy.counts import count
 from spikedriven.engine.compile import compile as compile_model
 from spikedriven.engine.reference import run_reference
-from spikedriven.errors import ShapeError
+from spikedriven.errors import ConfigError, ShapeError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import spike_sources
 
@@ -237,7 +237,10 @@ def _additions(of: _Subject) -> tuple[bool | None, str]:
     if not isinstance(of.model, SpikeDrivenTransformer):
         return None, "the engine compiles SpikeDrivenTransformer alone"
     T = of.x.shape[1]
-    program = compile_model(of.model, mean=of.mean, std=of.std, num_steps=T)
+    try:
+        program = compile_model(of.model, mean=of.mean, std=of.std, num_steps=T)
+    except ConfigError as error:
+        return None, f"the engine does not take the model: {error}"
     x = of.x.numpy()
     try:
         _, trace = run_reference(program, x)

@@ -124,27 +124,21 @@ class HasASilencedParameter(sd.SpikeDrivenTransformer):
         return super().forward_steps(x) + 0 * self.zeroed
 
 
-class _AltersItsLastBlock(sd.SpikeDrivenTransformer):
+class ScalesItsStream(sd.SpikeDrivenTransformer):
     def forward_steps(self, x):
-        stop = self.blocks[-1].register_forward_hook(self.altered)
+        stop = self.blocks[-1].register_forward_hook(lambda _block, _inputs, u: u * 0.75)
         try:
             return super().forward_steps(x)
         finally:
             stop.remove()
 
 
-class ScalesItsStream(_AltersItsLastBlock):
-    @staticmethod
-    def altered(_block, _inputs, u):
-        return u * 0.75
-
-
-class RunsItsLastBlockTwice(_AltersItsLastBlock):
+class RunsItsLastBlockTwice(sd.SpikeDrivenTransformer):
     """What is counted then is no longer what the compiled program executes."""
 
-    @staticmethod
-    def altered(block, _inputs, u):
-        return block.forward(u)
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks[-1].register_forward_hook(lambda block, _inputs, u: block.forward(u))
 
 
 TIME = {"causality in time", "step by step equals all at once"}

@@ -1,9 +1,5 @@
 """Run by test_triton.py in its own process: there Triton compiles, where the tests interpret."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "0"
-
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget

@@ -37,13 +37,22 @@ def choose(x: Tensor, num_steps: int, backend: str = "auto") -> str:
         if not torch.compiler.is_compiling():
             _say(taken, x.device.type, _obstacle(x, num_steps) if x.is_cuda else None)
         return taken
+    check_name(backend)
+    if backend == "triton" and (obstacle := _obstacle(x, num_steps)) is not None:
+        raise BackendError(f"the backend triton is asked for and {obstacle}: choose auto")
+    return backend
+
+
+def check_name(backend: str) -> None:
+    """Refuse what is no backend.
+
+    Raises:
+        BackendError: The name is unknown.
+    """
     if backend not in BACKENDS:
         raise BackendError(
             f"the backend is {backend!r}; it must be one of {', '.join(BACKENDS)}: choose one"
         )
-    if backend == "triton" and (obstacle := _obstacle(x, num_steps)) is not None:
-        raise BackendError(f"the backend triton is asked for and {obstacle}: choose auto")
-    return backend
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -130,7 +130,11 @@ INLINED: Any = _INTERNAL | {"forceinline": True}
 kernel = njit(cache=True, **_ENTERED)
 """Compile a function that Python calls."""
 parallel_kernel = njit(cache=True, parallel=_ONLY_PRANGE | {"prange": True}, **_ENTERED)
-"""The same with its `prange` loops on several threads."""
+"""The same with its `prange` loops on several threads.
+
+The index of such a loop is unsigned in the threads and signed elsewhere: give it to other functions
+as np.int64(index), or they are compiled twice.
+"""
 called_by_kernels = njit(cache=True, **_INTERNAL)
 """Compile a function that only kernels call."""
 inlined = njit(**INLINED)

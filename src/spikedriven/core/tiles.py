@@ -18,9 +18,14 @@ PROGRAMS = 1024
 BYTE = tl.constexpr(8)
 
 
+def kind_of(x: Tensor) -> torch.dtype:
+    """Return the type that membranes, counts and sums are held in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def real_of(x: Tensor) -> tl.dtype:
-    """Return the type that membranes and sums are held in."""
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+    """Return the same as Triton names it."""
+    return tl.float64 if kind_of(x) == torch.float64 else tl.float32
 
 
 def columns_of(channels: int) -> int:

@@ -217,10 +217,9 @@ def _must(holds: bool, name: str, found: object, wanted: object) -> None:
 
 
 def _whole(name: str, value: object, least: int, most: int) -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
     _must(
-        is_whole and least <= value <= most, name, value,  # type: ignore[operator]
-        f"a whole number in {least} to {most}",
+        isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        name, value, f"a whole number in {least} to {most}",
     )  # fmt: skip
 
 

@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from spikedriven.core.backend import BACKENDS
-from spikedriven.errors import BackendError
+from spikedriven.core.backend import check_name
 
 
 def use_backend(model: nn.Module, backend: str) -> None:
@@ -19,10 +18,7 @@ def use_backend(model: nn.Module, backend: str) -> None:
     Raises:
         BackendError: There is no such backend.
     """
-    if backend not in BACKENDS:
-        raise BackendError(
-            f"the backend is {backend!r}; it must be one of {', '.join(BACKENDS)}: choose one"
-        )
+    check_name(backend)
     for module in model.modules():
         if isinstance(getattr(module, "backend", None), str):
             setattr(module, "backend", backend)  # noqa: B010 - modules of several classes

@@ -14,6 +14,7 @@ from torch import Tensor
 from spikedriven.core.tiles import (
     bytes_of,
     columns_of,
+    kind_of,
     load_bits,
     real_of,
     rows_of,
@@ -123,11 +124,6 @@ def _bits(x: Tensor) -> Tensor:
     return x.new_empty(T * B * H * W, bytes_of(C), dtype=torch.uint8)
 
 
-def _kind_of(x: Tensor) -> torch.dtype:
-    """Return the type of counts and sums."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _grid(images: int, cols: int) -> tuple[tuple[int, int], dict[str, int]]:
     columns = min(64, columns_of(cols))
     grid = images, triton.cdiv(cols, columns)
@@ -138,7 +134,7 @@ def _grid(images: int, cols: int) -> tuple[tuple[int, int], dict[str, int]]:
 def _agreement(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     keys, values = _tokens(k), _tokens(v)
     images, tokens, cols = keys.shape
-    counts = k.new_empty(*k.shape[:3], dtype=_kind_of(k))
+    counts = k.new_empty(*k.shape[:3], dtype=kind_of(k))
     k_bits, v_bits = _bits(k), _bits(v)
     grid, sizes = _grid(images, cols)
     _agreement_kernel[grid](
@@ -149,7 +145,7 @@ def _agreement(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @_agreement.register_fake
 def _(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return k.new_empty(*k.shape[:3], dtype=_kind_of(k)), _bits(k), _bits(v)
+    return k.new_empty(*k.shape[:3], dtype=kind_of(k)), _bits(k), _bits(v)
 
 
 @torch.library.custom_op("spikedriven::agreement_backward", mutates_args=())

@@ -96,18 +96,8 @@ def norm_lif(
     Returns:
         Spikes, [T, B, C, *space], each exactly 0 or 1, in the dtype of `x`.
     """
-    x_TBC = x.expand(num_steps, *x.shape[1:])
-    i = F.batch_norm(
-        x_TBC.flatten(0, 1),
-        norm.running_mean,
-        norm.running_var,
-        norm.weight,
-        norm.bias,
-        norm.training,
-        norm.momentum,
-        norm.eps,
-    )
-    return lif(i.unflatten(0, x_TBC.shape[:2]), decay, v_threshold, surrogate)
+    i = _normalised(x.expand(num_steps, *x.shape[1:]), norm)
+    return lif(i, decay, v_threshold, surrogate)
 
 
 def norm_add_lif(
@@ -132,6 +122,11 @@ def norm_add_lif(
         The stream after the addition, in the dtype of `u`, and the spikes of neurons fed by it, in
         the dtype of `x`.
     """
+    stream = (u + _normalised(x, norm)).to(u.dtype)
+    return stream, lif(stream, decay, v_threshold, surrogate).to(x.dtype)
+
+
+def _normalised(x: Float[Tensor, "T B C *space"], norm: Norm) -> Float[Tensor, "T B C *space"]:
     i = F.batch_norm(
         x.flatten(0, 1),
         norm.running_mean,
@@ -142,5 +137,4 @@ def norm_add_lif(
         norm.momentum,
         norm.eps,
     )
-    stream = (u + i.unflatten(0, x.shape[:2])).to(u.dtype)
-    return stream, lif(stream, decay, v_threshold, surrogate).to(x.dtype)
+    return i.unflatten(0, x.shape[:2])

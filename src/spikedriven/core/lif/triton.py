@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikedriven.core.lif.reference import Norm
 from spikedriven.core.surrogate import Sigmoid
-from spikedriven.core.tiles import PROGRAMS, columns_of, real_of, rows_of
+from spikedriven.core.tiles import PROGRAMS, columns_of, kind_of, real_of, rows_of
 
 # ------------------------------------------------------------------ kernels
 # x: [S, rows, cols], S = T or 1; a program owns a tile, or a run of tiles, of rows and columns at
@@ -227,11 +227,6 @@ def _norm_backward_kernel(  # type: ignore[no-untyped-def]
 # ------------------------------------------------------------------ operators
 
 
-def _kind_of(x: Tensor) -> torch.dtype:
-    """Return the type of sums and statistics."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _rows(x: Tensor) -> Tensor:
     """View [S, B, C, *space] as [S, rows, C]; copies where it does not lie channels-last."""
     return x.movedim(2, -1).contiguous().view(len(x), -1, x.shape[2])
@@ -261,7 +256,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     raw = x.movedim(2, -1).contiguous().view(-1, x.shape[2])
     (rows, cols), tile, real = raw.shape, _tile(x.shape[2], 1), real_of(x)
     programs, per_program, blocks = _runs(rows, cols, tile)
-    partial = x.new_empty(programs, 2, cols, dtype=_kind_of(x))
+    partial = x.new_empty(programs, 2, cols, dtype=kind_of(x))
     mean, var = partial.new_empty(cols), partial.new_empty(cols)
     sizes = dict(zip(("ROWS", "COLS"), tile, strict=True), REAL=real)
     _moments_kernel[programs, blocks](raw, partial, rows, cols, per_program, **sizes)
@@ -271,7 +266,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @_moments.register_fake
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    kind = _kind_of(x)
+    kind = kind_of(x)
     return x.new_empty(x.shape[2], dtype=kind), x.new_empty(x.shape[2], dtype=kind)
 
 
@@ -339,7 +334,7 @@ def _fire_backward(
     tile = _tile(cols, num_steps)
     programs, per_program, blocks = _runs(rows, cols, tile)
     sums_needed = norms or learns_decay
-    partial = x.new_empty(programs if sums_needed else 0, 3, cols, dtype=_kind_of(x))
+    partial = x.new_empty(programs if sums_needed else 0, 3, cols, dtype=kind_of(x))
     mean_di = torch.zeros(2, cols, dtype=partial.dtype, device=x.device)
     norm = [raw if given is None else given for given in (weight, bias, mean, var)]
     sizes: dict[str, Any] = {"ROWS": tile[0], "COLS": tile[1], "REAL": real}
@@ -389,7 +384,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     del du, rest
     d_stream = x.new_empty(0) if u is None else _empty(u, len(ds))
-    return _empty(x, len(x)), d_stream, x.new_empty(3, x.shape[2], dtype=_kind_of(x))
+    return _empty(x, len(x)), d_stream, x.new_empty(3, x.shape[2], dtype=kind_of(x))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -433,7 +428,7 @@ _fire.register_autograd(_send_back, setup_context=_keep)
 def _rate(decay: Tensor | float, x: Tensor) -> Tensor:
     if isinstance(decay, Tensor):
         return decay
-    return x.new_full((), decay, dtype=_kind_of(x))
+    return x.new_full((), decay, dtype=kind_of(x))
 
 
 def _statistics(x: Tensor, norm: Norm, num_steps: int) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,7 @@ def _fire_lines(
 ):  # fmt: skip
     # Ways to: `planes` from the highest plane to the others, `frames` and `sums` of the input
     # channels, `moments` of the steps' images, `places` of their words. Where nothing moves, the
-    # current stays too.
+    # current stays too. There is one step at least: a loop over none would be a case of its own.
     for row in prange(lines.size >> ROW):
         plan = np.int64(row) << ROW
         begin, site = peek(lines, plan), peek(lines, plan + 1)

@@ -55,6 +55,7 @@ def _lines(sites: int, height: int, width: int, stride: int, size: int) -> NDArr
 
 @kernel
 def _pool(lines, words, width, stride, size, row, out):
+    # On one thread, as the sums over tokens: see image.cpu._note_lines.
     step = size << (stride - 1)
     for line in range(lines.size >> ROW):
         plan = line << ROW

@@ -20,15 +20,16 @@ LONGEST_WAIT = 120.0
 """Seconds within which a process on a busy machine must write a checkpoint."""
 
 
-def start(*words: str) -> subprocess.Popen[bytes]:
+def start(log: Path, *words: str) -> subprocess.Popen[bytes]:
     single = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     path = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(
-        [sys.executable, "-m", "spikedriven", "train", *words],
-        env={**os.environ, **single, "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "spikedriven", "train", *words],
+            env={**os.environ, **single, "PYTHONPATH": path},
+            stdout=said,
+            stderr=said,
+        )
 
 
 def written(folder: Path) -> int:
@@ -50,12 +51,13 @@ def kill_after_some_checkpoints(process, folder: Path, rng: random.Random) -> bo
 
 def assert_kills_leave_no_trace(tmp_path: Path, kills: int) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(*RECIPE, "--run", str(whole)).wait() == 0
+    log = tmp_path / "log"
+    assert start(log, *RECIPE, "--run", str(whole)).wait() == 0, log.read_text()
     rng = random.Random(kills)
-    assert kill_after_some_checkpoints(start(*RECIPE, "--run", str(cut)), cut, rng)
+    assert kill_after_some_checkpoints(start(log, *RECIPE, "--run", str(cut)), cut, rng)
     for _ in range(kills - 1):
-        assert kill_after_some_checkpoints(start("--resume", str(cut)), cut, rng)
-    assert start("--resume", str(cut)).wait() == 0
+        assert kill_after_some_checkpoints(start(log, "--resume", str(cut)), cut, rng)
+    assert start(log, "--resume", str(cut)).wait() == 0, log.read_text()
     assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
     for which in ("last", "best"):
         one, other = (load_file(run / f"checkpoints/{which}.safetensors") for run in (whole, cut))

@@ -32,6 +32,7 @@ from spikedriven.train.log import line_writer, open_board, quiet_lightning
 from spikedriven.train.module import Training
 from spikedriven.train.processes import (
     check_processes,
+    end_processes,
     explained_processes,
     this_place,
     this_rank,
@@ -191,6 +192,9 @@ def _train(
         except SystemExit:
             if watch.interrupted:
                 raise KeyboardInterrupt from None
+            raise
+        except Exception:
+            end_processes(trainer)
             raise
         return _finish(run, recipe, splits, keep.seconds)
 

@@ -7,7 +7,9 @@ which is which before anything else is known.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from subprocess import TimeoutExpired
 
+import lightning
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,6 +19,9 @@ from spikedriven.errors import BackendError, ConfigError, DataError
 from spikedriven.train.config import TrainerConfig
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "gloo")
+
+GRACE = 5.0
+"""Seconds that other processes have to end by themselves once the first one has failed."""
 
 
 def this_rank() -> int:
@@ -63,6 +68,20 @@ def sum_over_processes(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def end_processes(trainer: lightning.Trainer) -> None:
+    """End the processes that this one started, after an error here: alone they would wait for it.
+
+    One that met the same error ends by itself, within moments.
+    """
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    for process in started:
+        try:
+            process.wait(GRACE)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

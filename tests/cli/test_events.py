@@ -87,6 +87,13 @@ def test_a_contradicting_number_of_steps_is_refused(folder, tmp_path, capsys):
     assert "num_steps is 4; it must be 5" in refused(capsys, *words, "--run", str(tmp_path / "r"))
 
 
+def test_frames_are_never_shown_one_alone(folder, tmp_path, capsys):
+    words = ["train", "dvs128_gesture", *TINY, "schedule.single_step_epochs=1"]
+    error = refused(capsys, *words, "--data", str(folder), "--run", str(tmp_path / "run"))
+    assert "for the frames of dvs128_gesture it must be 0" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("program")
 def test_eval_and_audit_see_every_recording(run, folder, capsys):
     capsys.readouterr()

@@ -14,6 +14,8 @@ from spikedriven.train.recipe import list_recipes, load_recipe
         ("schedule.epochs=many", "must be int"),
         ("schedule.epochs=0", "at least 1"),
         ("schedule.warmup_epochs=16", "warm-up must end"),
+        ("schedule.single_step_epochs=-1", "must be at least 0"),
+        ("schedule.single_step_epochs=16", "the last ones must train all steps"),
         ("schedule.min_lr=1", r"not be above optimizer\.lr, 0\.002"),
         ("optimizer.lr=-1", "above 0"),
         ("optimizer.lr=.inf", "finite"),

@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from spikedriven.errors import CheckpointError, ConfigError, DataError
+from spikedriven.models.sdt import Stem
 from spikedriven.records import read_records
-from spikedriven.train import checkpoint
+from spikedriven.train import checkpoint, progress
 from spikedriven.train import fit as fit_module
 from spikedriven.train.checkpoint import WholeFileIO
 from spikedriven.train.evaluate import evaluate
@@ -172,7 +173,7 @@ def test_the_bar_fits_a_terminal_of_80_columns(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     fit(tiny("schedule.epochs=2"), run_dir=tmp_path / "run", show_progress=True)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out).replace("\r", "\n")
-    line = r"Epoch 2/2 .* 6/6 .* loss: \d\.\d+ acc: \d\.\d+ val: \d\.\d+ firing: \d\.\d+"
+    line = r"Epoch 2/2 .* 6/6 \d:\d\d:\d\d loss: \d\.\d+ acc: \d\.\d+ val: \d\.\d+ firing: \d\.\d+"
     assert re.search(line, shown), shown[-500:]
 
 
@@ -268,6 +269,53 @@ def test_every_option_resumes_inside_an_epoch_to_the_last_bit(tmp_path):
     assert state["global_step"] == 3 + 1
     resume(tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_single_step_epochs_show_one_frame_and_give_no_best_weights(tmp_path):
+    """Seen by the stem: one step in the first two epochs, both in the last, as in every test."""
+    seen, original = [], Stem.forward
+    best = tmp_path / "run/checkpoints/best.safetensors"
+
+    def watched(self, x, num_steps):
+        seen.append((self.training, num_steps, best.exists()))
+        return original(self, x, num_steps)
+
+    recipe = tiny("schedule.epochs=3", "schedule.single_step_epochs=2", "schedule.warmup_epochs=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stem, "forward", watched)
+        fit(recipe, run_dir=tmp_path / "run")
+    training = [steps for is_training, steps, _ in seen if is_training]
+    assert training == [1] * 12 + [2] * 6
+    assert not any(chosen for _, steps, chosen in seen if steps == 1)
+    assert sum(steps == 1 for is_training, steps, _ in seen if not is_training) == 2 * 6
+    assert best.exists()
+
+
+def test_single_step_epochs_resume_to_the_last_bit(tmp_path):
+    settings = ("schedule.epochs=3", "schedule.single_step_epochs=2", "trainer.checkpoint_every=1")
+    fit(tiny(*settings), run_dir=tmp_path / "whole")
+    fit_and_stop(tiny(*settings), tmp_path / "cut", at_epoch=1, at_batch=3)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_time_left_counts_time_steps_not_epochs(tmp_path, monkeypatch):
+    """A clock that advances a second with each step shown, so every line is known beforehand."""
+    seconds, original = [0.0], Stem.forward
+
+    def watched(self, x, num_steps):
+        if self.training:
+            seconds[0] += num_steps
+        return original(self, x, num_steps)
+
+    monkeypatch.setattr(Stem, "forward", watched)
+    monkeypatch.setattr(progress, "monotonic", lambda: seconds[0])
+    lines = []
+    recipe = tiny("schedule.epochs=4", "schedule.single_step_epochs=2")
+    fit(recipe, run_dir=tmp_path / "run", say=lines.append)
+    # Six batches of one step in the first two epochs, of two in the others.
+    left = [int(re.search(r"(\d+) s left", line)[1]) for line in lines]
+    assert left == [6 * (1 + 2 + 2), 6 * (2 + 2), 6 * 2, 0]
 
 
 def test_the_average_is_that_of_the_steps_weights_and_is_what_is_tested(tmp_path):

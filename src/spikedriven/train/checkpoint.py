@@ -199,7 +199,8 @@ class KeepWeights(lightning.Callback):
         assert isinstance(pl_module, Training)
         check_weights(trainer, pl_module)
         accuracy = trainer.callback_metrics.get("validation_accuracy")
-        if accuracy is not None and float(accuracy) > self.best:
+        whole = not pl_module.recipe.schedule.is_single_step(trainer.current_epoch)
+        if whole and accuracy is not None and float(accuracy) > self.best:
             self.best = float(accuracy)
             self._keep_weights(trainer, pl_module, "best")
         self._keep_weights(trainer, pl_module, "last")

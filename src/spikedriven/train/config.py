@@ -99,12 +99,21 @@ class ScheduleConfig:
     """Where the cosine ends."""
     cooldown_epochs: int = 0
     """Further epochs at `min_lr`."""
+    single_step_epochs: int = 0
+    """First epochs that show an image at one time step, not at T: one T-th of the work each. The
+    model is trained at all its steps in the rest, and only weights of the rest can be the best."""
 
     def __post_init__(self) -> None:
         _require(
             self.epochs >= 1, "schedule.epochs", self.epochs, "at least 1", "give a whole number"
         )
-        for name in ("warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"):
+        for name in (
+            "warmup_epochs",
+            "warmup_lr",
+            "min_lr",
+            "cooldown_epochs",
+            "single_step_epochs",
+        ):
             value = getattr(self, name)
             _require(
                 0 <= value < math.inf,
@@ -118,11 +127,25 @@ class ScheduleConfig:
                 f"schedule.warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs; warm-up "
                 "must end before they do: shorten it"
             )
+        if self.single_step_epochs >= self.total_epochs:
+            raise ConfigError(
+                f"schedule.single_step_epochs is {self.single_step_epochs} of {self.total_epochs} "
+                "epochs; the last ones must train all steps: lower it, or set model.num_steps=1"
+            )
 
     @property
     def total_epochs(self) -> int:
         """Epochs that are trained."""
         return self.epochs + self.cooldown_epochs
+
+    def is_single_step(self, epoch: int) -> bool:
+        """Return whether an epoch, counted from 0, shows its images at one step."""
+        return epoch < self.single_step_epochs
+
+    def work(self, epochs: float, num_steps: int) -> float:
+        """Return the time steps that the first `epochs` show of every image, of T = `num_steps`."""
+        single = min(epochs, self.single_step_epochs)
+        return single + (epochs - single) * num_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

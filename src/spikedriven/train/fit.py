@@ -131,6 +131,11 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     found = {"num_classes": len(info.classes), "in_channels": info.in_channels}
     if info.num_steps is not None:
         found["num_steps"] = info.num_steps
+        if recipe.schedule.single_step_epochs:
+            raise ConfigError(
+                f"schedule.single_step_epochs is {recipe.schedule.single_step_epochs}; for the "
+                f"frames of {info.name} it must be 0, as each step shows another: leave it out"
+            )
     wanted = recipe.model.overrides()
     for name, number in found.items():
         if wanted.get(name, number) != number:

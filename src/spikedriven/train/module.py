@@ -134,16 +134,22 @@ class Training(lightning.LightningModule):
         images, labels = batch
         loader: Any = self.trainer.val_dataloaders
         own = max(0, loader.sampler.own - batch_index * loader.batch_size)
-        logits, labels = self.kept(images)[:own], labels[:own]
+        logits, labels = self.kept(self._shown(images))[:own], labels[:own]
         if own:
             self.validation_accuracy.update(logits, labels)
             self.validation_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log("validation_accuracy", self.validation_accuracy, prog_bar=True)
         self.log("validation_loss", self.validation_loss)
 
+    def _shown(self, images: Tensor) -> Tensor:
+        """Return what the model sees in this epoch: images [B, C, H, W], or one frame of each."""
+        single = self.recipe.schedule.is_single_step(self.current_epoch)
+        return images.unsqueeze(1) if single else images
+
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the logits of every step, and what exceeds the budget of additions."""
         config = self.recipe.loss
+        images = self._shown(images)
         if config.energy_budget is None:
             return self.model.forward_steps(images), 0.0
         with executed_share(self.model, config.energy_part) as share:

@@ -1,7 +1,9 @@
 """What a person sees while a model learns."""
 
-import time
+import math
 from collections.abc import Callable
+from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import lightning
@@ -10,9 +12,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
+    Task,
     TextColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
+
+from spikedriven.train.module import Training
 
 # Short names, so that all stand on one line of an ordinary terminal.
 SHOWN = {
@@ -23,17 +28,80 @@ SHOWN = {
 }
 
 
+class Clock:
+    """How long a run still takes, at the pace so far; its work is the time steps that it shows."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.before = 0.0
+
+    def start(self, trainer: lightning.Trainer) -> None:
+        """Start the clock, wherever a run begins or continues."""
+        self.began, self.before = monotonic(), self._work(trainer, epochs_done(trainer))
+
+    def left(self, trainer: lightning.Trainer) -> float:
+        """Return the seconds left; infinity before there is a pace."""
+        done = self._work(trainer, epochs_done(trainer))
+        if done <= self.before:
+            return math.inf
+        left = self._work(trainer, float(trainer.max_epochs or 0)) - done
+        return (monotonic() - self.began) / (done - self.before) * left
+
+    @staticmethod
+    def _work(trainer: lightning.Trainer, epochs: float) -> float:
+        module = trainer.lightning_module
+        assert isinstance(module, Training)
+        return module.recipe.schedule.work(epochs, module.model.config.num_steps)
+
+
+def epochs_done(trainer: lightning.Trainer) -> float:
+    """Return the epochs behind a trainer, with the part of the present one."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return trainer.current_epoch + batches / trainer.num_training_batches
+
+
+class Left(ProgressColumn):
+    """How long the whole run still takes, whichever bar it stands in.
+
+    Args:
+        seconds: Tells it, or infinity where it is not known yet.
+    """
+
+    max_refresh = 0.5
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def render(self, task: Task) -> Text:
+        """Return hours, minutes and seconds."""
+        del task
+        seconds = self.seconds()
+        known = math.isfinite(seconds)
+        return Text(str(timedelta(seconds=round(seconds))) if known else "-:--:--")
+
+
 class Bar(RichProgressBar):
-    """Lightning's bar: step, time left, loss, accuracy, firing rate; epochs counted from one."""
+    """Lightning's bar: epoch, step, time left of all epochs, loss, accuracy, firing rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Start the clock of the whole run."""
+        super().on_train_start(trainer, pl_module)
+        self.clock.start(trainer)
 
     def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
         """Return a bar narrow enough to leave room for the numbers."""
-        del trainer
         return [
             TextColumn("{task.description}"),
             BarColumn(bar_width=6),
             MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
+            Left(lambda: self.clock.left(trainer)),
         ]
 
     def get_metrics(
@@ -57,15 +125,14 @@ class EpochLine(lightning.Callback):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self.started = 0.0
-        self.first_epoch = 0
+        self.clock = Clock()
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Start the clock."""
         del pl_module
-        self.started, self.first_epoch = time.monotonic(), trainer.current_epoch
+        self.clock.start(trainer)
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -74,8 +141,7 @@ class EpochLine(lightning.Callback):
         del pl_module
         done = trainer.current_epoch + 1
         total = trainer.max_epochs or done
-        spent = time.monotonic() - self.started
-        left = spent / (done - self.first_epoch) * (total - done)
+        left = self.clock.left(trainer)
         names = ("loss", "accuracy", "validation_accuracy", "firing_rate")
         shown = [
             f"{name.replace('_', ' ')} {float(trainer.callback_metrics[name]):.4f}"

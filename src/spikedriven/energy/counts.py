@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from spikedriven.errors import ConfigError, DataError, ShapeError
 from spikedriven.models.sdt import Block, SpikeDrivenTransformer
 from spikedriven.nn.neuron import LIF
 from spikedriven.nn.probe import Tap, spike_sources
-from spikedriven.nn.synapse import ConvNorm
+from spikedriven.nn.synapse import ConvNorm, ConvNormLIF
 
 OPERATIONS = {
     "spikes": "spikes that came in",
@@ -71,10 +72,8 @@ class LayerCounts:
 
     def add(self, kind: str, counts: list[int]) -> None:
         """Add one forward pass's counts, step by step."""
-        own = self.steps.setdefault(kind, [])
-        own.extend([0] * (len(counts) - len(own)))
-        for t, count in enumerate(counts):
-            own[t] += count
+        own = self.steps.get(kind, [])
+        self.steps[kind] = [a + b for a, b in zip_longest(own, counts, fillvalue=0)]
 
 
 @dataclass(slots=True)
@@ -244,19 +243,29 @@ class _Seen:
         """The same, each pixel as often as 3x3 windows see it: less often at a border."""
 
 
-class _Heard(NamedTuple):
-    """What a layer saw, and what follows from it."""
+class _Use(NamedTuple):
+    """What follows for a layer from spikes that are seen there."""
 
     layer: str
     kinds: tuple[str, ...]
-    seen: _Seen
-    kernel: int
-    """Side of the windows in which it is seen: 1 or 3."""
-    factor: int
+    factor: int = 1
+    kernel: int = 1
+    """Side of the windows in which they are seen: 1 or 3."""
+
+
+Uses = tuple[_Use, ...]
+
+
+def _driven(layer: str, outputs: int, kernel: int = 1) -> Uses:
+    """Return what follows from spikes that come into a layer of weights."""
+    return (
+        _Use(layer, ("spikes",)),
+        _Use(layer, ("additions", "weights_read"), outputs, kernel),
+    )
 
 
 class _Counter:
-    """Listens at the layers of one model."""
+    """Listens at the layers of one model: in as few places, and with as little to do, as it can."""
 
     def __init__(
         self, model: SpikeDrivenTransformer, bytes_as: tuple[tuple[float, ...], ...] | None
@@ -266,32 +275,36 @@ class _Counter:
         self.counts = Counts()
         self._pass: Counts | None = None
         """Begun and not yet completed: one that fails leaves nothing."""
-        self._heard: list[_Heard] = []
+        self._heard: list[tuple[Uses, _Seen]] = []
         self._measured: dict[int, tuple[weakref.ref[Tensor], _Seen]] = {}
         self._stops: list[Any] = [model.stem.register_forward_pre_hook(self._begin)]
+        fires = {
+            name: (_Use(name, ("fired",)),)
+            for name, module in spike_sources(model).items()
+            if isinstance(module, LIF | Tap)
+        }
         for name, module in model.named_modules():
-            if isinstance(module, ConvNorm) and name != "stem.image":
-                self._listen(module, self._convolution, name)
-        for name, module in spike_sources(model).items():
-            if isinstance(module, LIF | Tap):
-                self._stops.append(module.register_forward_hook(partial(self._fired, name)))
+            if isinstance(module, ConvNorm):
+                conv = module.conv
+                came = _driven(name, conv.out_channels, int(conv.kernel_size[0]))
+                # One call hears the spikes that come, and those of its own neurons, if it has any.
+                went = fires.pop(name) if isinstance(module, ConvNormLIF) else ()
+                self._listen(module, () if name == "stem.image" else came, went)
+            elif name in fires:
+                self._listen(module, (), fires[name])
         for b, block in enumerate(model.blocks):
             assert isinstance(block, Block)
-            self._listen(block.attention.gate, self._agreement, f"blocks.{b}.attention")
-        self._listen(model.head, self._linear, "head")
+            agree = partial(self._agreement, (_Use(f"blocks.{b}.attention", ("agreements",)),))
+            self._stops.append(block.attention.gate.register_forward_pre_hook(agree))
+        self._listen(model.head, _driven("head", model.head.out_features), ())
         self._stops.append(model.head.register_forward_hook(self._complete))
 
     def stop(self) -> None:
         for handle in self._stops:
             handle.remove()
 
-    def _listen(self, module: nn.Module, hear: Any, name: str) -> None:
-        self._stops.append(module.register_forward_pre_hook(partial(hear, name)))
-
-    def _hear(
-        self, layer: str, seen: _Seen, kinds: tuple[str, ...], factor: int = 1, kernel: int = 1
-    ) -> None:
-        self._heard.append(_Heard(layer, kinds, seen, kernel, factor))
+    def _listen(self, module: nn.Module, came: Uses, went: Uses) -> None:
+        self._stops.append(module.register_forward_hook(partial(self._hear, came, went)))
 
     # -------------------------------------------------------------- what is heard
 
@@ -310,26 +323,20 @@ class _Counter:
             passes={(S, num_steps): B},
         )  # fmt: skip
         if self.bytes_as is not None:
-            ones = _BITS[_as_bytes(x_SBCHW, *self.bytes_as).long()].sum(dim=(1, 2))
-            seen, outputs = _Seen(ones.to(x_SBCHW.device)), self.config.width // 8
-            self._hear("stem.image", seen, ("bit_additions",), outputs, kernel=3)
+            levels = _as_bytes(x_SBCHW, *self.bytes_as)
+            ones = _BITS[levels.long()].sum(dim=(1, 2)).to(x_SBCHW.device)
+            bits = _Use("stem.image", ("bit_additions",), self.config.width // 8, 3)
+            self._heard.append(((bits,), _Seen(ones)))
 
-    def _convolution(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        assert isinstance(layer, ConvNorm)
-        seen, kernel = self._seen(inputs[0]), layer.conv.kernel_size[0]
-        self._hear(name, seen, ("spikes",))
-        self._hear(name, seen, ("additions", "weights_read"), layer.conv.out_channels, kernel)
+    def _hear(
+        self, came: Uses, went: Uses, _layer: nn.Module, inputs: tuple[Tensor], s: Tensor
+    ) -> None:
+        if came:
+            self._heard.append((came, self._seen(inputs[0])))
+        if went:
+            self._heard.append((went, self._seen(s)))
 
-    def _linear(self, name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        assert isinstance(layer, nn.Linear)
-        seen = self._seen(inputs[0])
-        self._hear(name, seen, ("spikes",))
-        self._hear(name, seen, ("additions", "weights_read"), layer.out_features)
-
-    def _fired(self, name: str, _layer: nn.Module, _inputs: Any, s: Tensor) -> None:
-        self._hear(name, self._seen(s), ("fired",))
-
-    def _agreement(self, name: str, _gate: nn.Module, inputs: tuple[Tensor]) -> None:
+    def _agreement(self, uses: Uses, _gate: nn.Module, inputs: tuple[Tensor]) -> None:
         sums = inputs[0].detach()
         narrow = torch.finfo(sums.dtype)
         if narrow.bits < 32 and sums.numel() and float(sums.max()) >= 2 / narrow.eps:
@@ -337,19 +344,23 @@ class _Counter:
                 f"key and value agree at {sums.max():.0f} tokens or so; in {sums.dtype} they must "
                 f"be fewer than {2 / narrow.eps:.0f} to be counted exactly: count in float32"
             )
-        self._hear(name, _Seen(sums.sum(dim=(1, 2), dtype=torch.float64)), ("agreements",))
+        self._heard.append((uses, _Seen(sums.sum(dim=(1, 2), dtype=torch.float64))))
 
     def _complete(self, _head: nn.Module, _inputs: Any, _output: Any) -> None:
         """Read out a pass whose last layer is done."""
         heard, self._heard = self._heard, []
-        _read_out([one.seen for one in heard])
-        caused: dict[str, LayerCounts] = {}
-        for one in heard:
-            numbers = one.seen.total if one.kernel == 1 else one.seen.windows
-            own = caused.setdefault(one.layer, LayerCounts())
-            for kind in one.kinds:
-                own.add(kind, [number * one.factor for number in numbers])
-        _join(self.counts.caused, caused)
+        _read_out([seen for _, seen in heard])
+        layers = self.counts.caused
+        for uses, seen in heard:
+            for use in uses:
+                numbers = seen.total if use.kernel == 1 else seen.windows
+                if use.factor > 1:
+                    numbers = [use.factor * number for number in numbers]
+                own = layers.get(use.layer)
+                if own is None:
+                    own = layers[use.layer] = LayerCounts()
+                for kind in use.kinds:
+                    own.add(kind, numbers)
         if self._pass is not None:
             self.counts.add(self._pass)
             self._pass = None
@@ -381,9 +392,9 @@ def _measure(s: Tensor) -> _Seen:
 
 def _read_out(every: list[_Seen]) -> None:
     """Sum over pixels, all that are of one size together."""
-    by_size: dict[tuple[int, ...], dict[int, _Seen]] = {}
+    by_size: dict[torch.Size, dict[int, _Seen]] = {}
     for seen in every:
-        by_size.setdefault(tuple(seen.per_pixel.shape[1:]), {})[id(seen)] = seen
+        by_size.setdefault(seen.per_pixel.shape[1:], {})[id(seen)] = seen
     for size, of_size in by_size.items():
         H, W = size or (1, 1)
         stacked = torch.cat([seen.per_pixel for seen in of_size.values()]).double()
@@ -391,8 +402,9 @@ def _read_out(every: list[_Seen]) -> None:
         sums = (stacked.reshape(-1, H * W) @ _taps(H, W, 3, stacked.device)).tolist()
         first = 0
         for seen in of_size.values():
-            rows = sums[first : first + len(seen.per_pixel)]
-            first += len(rows)
+            steps = seen.per_pixel.shape[0]
+            rows = sums[first : first + steps]
+            first += steps
             seen.total = [int(total) for total, _ in rows]
             seen.windows = [int(windows) for _, windows in rows]
 

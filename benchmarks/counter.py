@@ -3,9 +3,9 @@
     python benchmarks/counter.py
 
 The two run in turns in one process with one thread; time is the process's own, which other
-processes disturb least, and the ratio is the median over rounds. Memory is what the process has
-held at most after 100 batches, above what it had after 10. Replaces the records of
-benchmarks/results/counter.jsonl.
+processes disturb least, and the ratio is the median over rounds; its quartiles stand beside it.
+Memory is what the process has held at most after 100 batches, above what it had after 10. Replaces
+the records of benchmarks/results/counter.jsonl.
 """
 
 import resource
@@ -50,9 +50,12 @@ def main() -> None:
             ("counting_time_ratio", {}),
             ("counting_bits_time_ratio", {"mean": (0.0,) * channels, "std": (1.0,) * channels}),
         ):
-            ratio, plain = overhead(model, x, rounds, bytes_as)
-            print(f"{subject}: {plain * 1e3:.1f} ms, {metric} {ratio:.3f}")
-            keep(metric, ratio, "1", subject, rounds, commit)
+            ratios, plain = overhead(model, x, rounds, bytes_as)
+            low, ratio, high = statistics.quantiles(ratios, n=4)
+            print(
+                f"{subject}: {plain * 1e3:.1f} ms, {metric} {ratio:.3f} ({low:.3f} to {high:.3f})"
+            )
+            keep(metric, ratio, "1", subject, rounds, commit, lower=low, upper=high)
         if (name, batch) == ("sdt_tiny", 16):
             grown = growth(model, x)
             print(f"{subject}: {grown} bytes more after 100 batches than after 10")
@@ -62,8 +65,8 @@ def main() -> None:
 @torch.inference_mode()
 def overhead(
     model: sd.SpikeDrivenTransformer, x: torch.Tensor, rounds: int, bytes_as: dict[str, tuple]
-) -> tuple[float, float]:
-    """Return time counted over time not counted, and the latter in seconds.
+) -> tuple[list[float], float]:
+    """Return time counted over time not counted, by round, and the latter's median in seconds.
 
     `bytes_as` holds mean and std, with which the image's bits are counted too.
     """
@@ -76,7 +79,7 @@ def overhead(
                 if round_ > 0:  # one warms up
                     seconds[counted].append(time.process_time() - begin)
     pairs = zip(seconds[True], seconds[False], strict=True)
-    return statistics.median(c / p for c, p in pairs), statistics.median(seconds[False])
+    return [c / p for c, p in pairs], statistics.median(seconds[False])
 
 
 @torch.inference_mode()
@@ -91,12 +94,14 @@ def growth(model: sd.SpikeDrivenTransformer, x: torch.Tensor) -> int:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def keep(metric: str, value: float, unit: str, subject: str, count: int, commit: str) -> None:
-    """Append one record."""
+def keep(
+    metric: str, value: float, unit: str, subject: str, count: int, commit: str, **spread: float
+) -> None:
+    """Append one record; `spread` is the quartiles of the rounds."""
     record = Record(
         metric=metric, value=value, unit=unit, subject=subject, count=count,
         command=this_command(), commit=commit, device=this_device(),
-        context={"torch": torch.__version__},
+        context={"torch": torch.__version__, **spread},
     )  # fmt: skip
     append_records(RESULTS, [record])
 

@@ -346,26 +346,22 @@ def caption_of(figure: object) -> Callable[[Records], str]:
     return block
 
 
-CLAIMED = 87.2
-"""How many times less attention costs than the artificial one: the paper's Table 4, 8-768."""
-
-
 def budgets(records: Records) -> str:
     """Return what each budget of additions leaves."""
     found = energy_curve.select(records)
     rows = []
     for curve, points in energy_curve.curves(found).items():
-        for budget, values in points:
-            times = 1 / values[energy_curve.SHARE]
+        for point in points:
+            claimed = point.times >= energy_curve.CLAIMED
             rows.append(
                 [
-                    f"{curve}, {budget}",
-                    f"{values[energy_curve.ENERGY] * 1e3:.3g}",
-                    f"1/{times:.1f}{', as claimed' if times >= CLAIMED else ''}",
-                    f"{values[energy_curve.ACCURACY]:.4f}",
+                    f"{curve}, {point.name}",
+                    f"{point.values[energy_curve.ENERGY] * energy_curve.UJ_PER_MJ:.3g}",
+                    f"1/{point.times:.1f}{', as claimed' if claimed else ''}",
+                    f"{point.values[energy_curve.ACCURACY]:.4f}",
                 ]
             )
-    heads = ["budget", "executed, uJ per image", "attention over the artificial one", "accuracy"]
+    heads = ["network", "executed, uJ per image", "attention over the artificial one", "accuracy"]
     return table(heads, rows, found)
 
 

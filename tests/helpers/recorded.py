@@ -70,9 +70,12 @@ TRAINING = [
     record("test_accuracy", 0.8125, "net on digits"),
 ]  # fmt: skip
 ENERGY_CURVE = [
-    record(metric, value, f"net on digits, attention, budget {budget}",
-           curve="net on digits, attention", budget=budget)
-    for budget, mj, share, accuracy in (("0.1", 0.25, 0.125, 0.75), ("none", 0.5, 0.25, 0.875))
+    record(metric, value, f"net on digits, attention, T={steps}, budget {budget}",
+           curve="net on digits, attention", budget=budget, num_steps=steps)
+    for steps, budget, mj, share, accuracy in (
+        (4, "0.1", 0.25, 0.125, 0.75), (4, "none", 0.5, 0.25, 0.875),
+        (1, "0.1", 0.125, 1 / 128, 0.5),
+    )
     for metric, value in (("energy_executed", mj), ("attention_share_executed", share),
                           ("executed_share", 0.3), ("test_accuracy", accuracy))
 ]  # fmt: skip

@@ -129,11 +129,17 @@ def test_a_training_curve_is_the_recorded_one():
 
 def test_a_budget_is_a_point_of_its_curve(tmp_path):
     (axes,) = drawn(energy_curve, EVERYTHING)
-    assert drawn_lines(axes)["networks"] == [[0.5, 0.875], [0.25, 0.75]]
-    assert [text.get_text() for text in axes.texts] == ["none", "0.1"]
+    lines = drawn_lines(axes)
+    assert lines == {
+        "T = 4": [[500, 0.875], [250, 0.75]],
+        "T = 1": [[125, 0.5]],
+        "attention at 1/87.2 or less": [[125, 0.5]],
+    }
+    assert [text.get_text() for text in axes.texts] == ["none", "0.1", "0.1"]
     assert axes.get_title() or axes.get_title(loc="left") == "net on digits, attention"
     told = energy_curve.caption(energy_curve.select(ENERGY_CURVE))
-    assert "budget 0.1: 0.7500 at 0.25 mJ, attention 1/8.0 of the artificial one" in told
+    point = "T = 4, budget 0.1: 0.7500 at 250 uJ, attention 1/8.0 of the artificial one"
+    assert point in told
     other = [replace(r, context={**r.context, "curve": "b"}, subject=f"b{r.subject}")
              for r in ENERGY_CURVE]  # fmt: skip
     assert len(drawn(energy_curve, [*ENERGY_CURVE, *other])) == 2

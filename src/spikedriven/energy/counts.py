@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from spikedriven.energy.shape import Network, network, standing
@@ -147,6 +148,27 @@ class Counts:
         for key, images in other.passes.items():
             self.passes[key] = self.passes.get(key, 0) + images
         _join(self.caused, other.caused)
+
+    def gathered(self) -> "Counts":
+        """Return what all processes counted together, the same on each; alone, what this one did.
+
+        Every process of `torch.distributed` must call it, also one that had no image to count, and
+        count its own part alone: what a `PartSampler` gives out beyond it is another's. A few
+        kilobytes are sent, whatever was counted.
+
+        Raises:
+            ConfigError: As in `add`.
+        """
+        together = Counts()
+        if not (dist.is_available() and dist.is_initialized()):
+            together.add(self)
+            return together
+        every: list[Counts | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, self)
+        for counts in every:
+            assert counts is not None
+            together.add(counts)
+        return together
 
 
 def _join(layers: dict[str, LayerCounts], others: dict[str, LayerCounts]) -> None:
@@ -438,9 +460,7 @@ def _as_bytes(x_SBCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
             f"mean is {mean} and std is {std}; each must have one number for each of {channels} "
             "channels, std above 0: pass the data's own"
         )
-    shape = (channels, 1, 1)
-    centre = torch.tensor(mean, dtype=torch.float64).view(shape)
-    spread = torch.tensor(std, dtype=torch.float64).view(shape)
+    centre, spread = _affine(mean), _affine(std)
     exact = (x_SBCHW.detach().cpu().double() * spread + centre) * 255
     levels = exact.round()
     if float((exact - levels).abs().max()) > BYTE:
@@ -450,10 +470,18 @@ def _as_bytes(x_SBCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
             "each pixel must be a whole number: normalise the images as you say, or count without "
             "mean and std"
         )
-    if float(levels.min()) < 0 or float(levels.max()) > 255:
+    lowest, highest = (float(level) for level in levels.aminmax())
+    if lowest < 0 or highest > 255:
         raise ShapeError(
-            f"the input read back as bytes goes from {levels.min():.0f} to {levels.max():.0f}; "
+            f"the input read back as bytes goes from {lowest:.0f} to {highest:.0f}; "
             f"with mean {mean} and std {std} it must lie in 0 to 255: normalise the images as you "
             "say, or count without mean and std"
         )
     return levels
+
+
+@lru_cache(maxsize=16)
+def _affine(of_channels: tuple[float, ...]) -> Tensor:
+    """Return one number for each channel, [C, 1, 1]."""
+    with torch.inference_mode(False):  # as in `_taps`
+        return torch.tensor(of_channels, dtype=torch.float64).view(-1, 1, 1)

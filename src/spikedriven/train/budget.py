@@ -1,4 +1,12 @@
-"""Energy while learning: the synaptic additions of a forward pass, with a gradient."""
+"""Energy while learning: the synaptic additions of a forward pass, with a gradient.
+
+What is penalised is the additions of every layer, each spike weighted by its fan-out there:
+
+    share = (sum over layers and spikes of fan-out) / (the same if every neuron fired).
+
+One budget holds for their sum. A spike is pushed as hard as it costs, wherever it is, and learning
+decides which layers fall silent; a budget for each layer would fix that beforehand.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -102,7 +102,7 @@ def draw(records: Sequence[Record]) -> Figure:
             axes.margins(0.1, 0.15)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_minor_formatter(lambda value, _: _minor(value))
-            axes.tick_params(axis="x", which="both", labelsize=8)
+            axes.tick_params(which="both", labelsize=8)
             axes.set_title(curve)
             axes.set_xlabel("executed, uJ per image; at each point its budget", fontsize=8)
             axes.set_ylabel("test accuracy", fontsize=8)
@@ -112,8 +112,7 @@ def draw(records: Sequence[Record]) -> Figure:
 
 def _minor(value: float) -> str:
     """Return the label of a minor tick: 2 and 5 of each decade have one."""
-    digit = f"{value:e}"[0]
-    return f"{value:g}" if digit in "25" else ""
+    return f"{value:g}" if f"{value:.1e}"[:3] in ("2.0", "5.0") else ""
 
 
 def caption(records: Sequence[Record]) -> str:

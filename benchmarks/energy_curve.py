@@ -121,9 +121,10 @@ def keep(run: Run, point: Point, options: argparse.Namespace) -> None:
         flush=True,
     )
     curve = f"{metrics['model']} on {run.recipe().data.name}, {options.part}"
+    settings = [] if run.folder == options.run else [*options.settings, *point.settings]
     context = {
         "curve": curve, "budget": point.budget, "num_steps": steps,
-        "settings": " ".join([*options.settings, *point.settings]), "epochs": metrics["epochs"],
+        "settings": " ".join(settings), "epochs": metrics["epochs"],
     }  # fmt: skip
     subject = f"{curve}, T={steps}, budget {point.budget}"
     keep_records(

@@ -372,6 +372,15 @@ def test_no_kernel_of_the_engine_multiplies_in_a_loop(kernels):
     assert not found, f"{len(found)} multiplications, among them {found[:3]}"
 
 
+def test_only_kernels_that_make_arrays_count_references():
+    """An atomic addition by a far call: in a loop it costs more than the loop's own work."""
+    kernels = dict(purity._dispatchers())
+    assert "synapse._gather_block" in kernels
+    counting = {name for name, kernel in kernels.items() if kernel.targetoptions.get("_nrt", True)}
+    engines = {name for name in counting if not name.startswith("spikedriven.")}
+    assert engines == {"events._list_task", "events._merge_task", "synapse._run_task"}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other names")
 @pytest.mark.parametrize("processor", PROCESSORS)

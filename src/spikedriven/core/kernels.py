@@ -113,9 +113,16 @@ _LOCATORS = ",".join(f"{__name__}.{place.__name__}" for place in (Named, Beside,
 # ------------------------------------------------------------------ how kernels are compiled
 
 # Doors that nobody uses would take time to compile: none for C, and none for Python where only
-# compiled code calls.
-_ENTERED: dict[str, Any] = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
+# compiled code calls. Nor are references counted: whoever calls a kernel holds its arrays, and each
+# count, where one is handed on, is an atomic addition by a far call, in a loop a third of the time.
+_ENTERED: dict[str, Any] = {
+    "_nrt": False,
+    "error_model": "numpy",
+    "nogil": True,
+    "no_cfunc_wrapper": True,
+}
 _INTERNAL: dict[str, Any] = {
+    "_nrt": False,
     "error_model": "numpy",
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
@@ -137,5 +144,7 @@ as np.int64(index), or they are compiled twice.
 """
 called_by_kernels = njit(cache=True, **_INTERNAL)
 """Compile a function that only kernels call."""
+makes_arrays = njit(cache=True, **_INTERNAL | {"_nrt": True})
+"""The same for one that makes arrays: there, references are counted."""
 inlined = njit(**INLINED)
 """Compile a function that becomes part of the kernels that call it."""

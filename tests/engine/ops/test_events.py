@@ -118,18 +118,18 @@ def test_a_neighbour_beyond_the_border_or_in_another_image_is_not_listed():
 
 
 def test_a_tile_of_all_taps_reads_its_pixels_own_list():
-    assert cpu.visits(2, 3, 4, 1, 32).tolist() == [[32 * pixel for pixel in range(24)]]
+    assert cpu.visits(2, 3, 4, 1, 32).tolist() == [[32 * pixel] for pixel in range(24)]
 
 
 def test_a_tile_of_one_tap_reads_the_list_of_the_pixel_that_the_tap_sees():
     images, height, width, room = 2, 3, 4, 32
-    visits = cpu.visits(images, height, width, 9, room).reshape(9, images, height, width)
+    visits = cpu.visits(images, height, width, 9, room).reshape(images, height, width, 9)
     for tap in range(9):
         for b, y, x in np.ndindex(images, height, width):
             v, u = y + tap // 3 - 1, x + tap % 3 - 1
             inside = 0 <= v < height and 0 <= u < width
             wanted = (b * height + v) * width + u if inside else images * height * width
-            assert visits[tap, b, y, x] == wanted * room
+            assert visits[b, y, x, tap] == wanted * room
 
 
 @pytest.mark.parametrize("rows", [1, 64, 1000])

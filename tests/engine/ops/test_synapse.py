@@ -273,11 +273,11 @@ def test_tasks_cover_every_pixel_of_every_panel_once_and_threads_share_them_equa
     threads, panels, pixels, tiles
 ):
     tasks, _ = cpu._schedule(panels, 6400, 1, 5, pixels, pixels + 9, tiles, threads)
-    done = np.zeros((panels, pixels), np.int64)
+    visited = np.zeros((panels, pixels * tiles), np.int64)
     for task in tasks:
-        first = task[cpu._PIXEL]
-        done[task[cpu._PANEL] // WORD, first : first + task[cpu._PIXELS]] += 1
-    assert (done == 1).all()
+        visited[task[cpu._PANEL] // WORD, task[cpu._FIRST] : task[cpu._LAST]] += 1
+        assert task[cpu._FIRST] % tiles == task[cpu._LAST] % tiles == 0
+    assert (visited == 1).all()
     assert pixels < threads or len(tasks) % threads == 0
 
 

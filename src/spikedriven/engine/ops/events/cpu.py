@@ -20,7 +20,7 @@ from numba import prange
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from spikedriven.core.kernels import called_by_kernels, inlined, parallel_kernel
+from spikedriven.core.kernels import inlined, makes_arrays, parallel_kernel
 from spikedriven.core.simd import (
     I16,
     bits_of,
@@ -153,8 +153,8 @@ def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
 
 
 @inlined
-def _sort_scalar(ids, codes, m, filler, lists, at):
-    cursor = np.zeros(16, np.int64)
+def _sort_scalar(ids, codes, m, cursor, filler, lists, at):
+    cursor[:] = 0
     for j in range(m):
         cursor[_PLACE[codes[j]]] += 1
     border = at + BORDERS
@@ -198,13 +198,14 @@ def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
         )
 
 
-@called_by_kernels
+@makes_arrays
 def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
     step_1 = panels
     step_2 = step_1 + panels
     step_3 = step_2 + panels
     ids = np.empty(room, np.uint16)
     codes = np.empty(room, np.uint16)
+    cursor = np.empty(16, np.int64)
     word = peek(tasks, plan)
     at = peek(tasks, plan + 1)
     i = peek(tasks, plan + 2)
@@ -235,7 +236,7 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
         if _COMPRESS:
             _sort_vector(ids, codes, m, filler, lists, at)
         else:
-            _sort_scalar(ids, codes, m, filler, lists, at)
+            _sort_scalar(ids, codes, m, cursor, filler, lists, at)
         at += room
         i += 1
 
@@ -275,7 +276,7 @@ def _merge_tasks(
         )  # fmt: skip
 
 
-@called_by_kernels
+@makes_arrays
 def _merge_task(
     plan, tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
 ):
@@ -343,7 +344,7 @@ def _merge_task(
 
 @lru_cache(maxsize=64)
 def visits(images: int, height: int, width: int, tiles: int, room: int) -> NDArray[np.int64]:
-    """Return where the list stands that each tile of each pixel reads: [tiles, pixels].
+    """Return where the list stands that each tile of each pixel reads: [pixels, tiles].
 
     One tile reads the pixel's own list. Of nine, each reads that of a pixel in the 3x3
     neighbourhood; beyond the border it is the empty list.
@@ -351,9 +352,9 @@ def visits(images: int, height: int, width: int, tiles: int, room: int) -> NDArr
     pixels = images * height * width
     own = np.arange(pixels)
     if tiles == 1:
-        return own[None] * room
+        return own[:, None] * room
     framed = np.full((images, height + 2, width + 2), pixels)
     framed[:, 1:-1, 1:-1] = own.reshape(images, height, width)
     taps = [(dy, dx) for dy in range(3) for dx in range(3)]
     seen = [framed[:, dy : dy + height, dx : dx + width].reshape(-1) for dy, dx in taps]
-    return np.stack(seen) * room
+    return np.stack(seen, axis=1) * room

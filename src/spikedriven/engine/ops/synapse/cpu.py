@@ -20,7 +20,13 @@ from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from spikedriven.core.kernels import INLINED, called_by_kernels, inlined, parallel_kernel
+from spikedriven.core.kernels import (
+    INLINED,
+    called_by_kernels,
+    inlined,
+    makes_arrays,
+    parallel_kernel,
+)
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     as_i16,
@@ -139,16 +145,16 @@ def _minus_typed(x, y):
     return lambda x, y: (x[0] - y[0], x[1] - y[1], x[2] - y[2], x[3] - y[3])
 
 
-def _set_aside(rows, pixels):
+def _set_aside(rows):
     raise NotImplementedError
 
 
-@overload(_set_aside, jit_options=INLINED)
-def _set_aside_typed(rows, pixels):
-    # Room for the sums of four steps of so many pixels.
+@overload(_set_aside)
+def _set_aside_typed(rows):
+    # Room for the sums of four steps of a block of pixels.
     if rows.dtype == types.int8:
-        return lambda rows, pixels: np.empty(pixels << 8, np.int16)
-    return lambda rows, pixels: np.empty(pixels << 8, np.int32)
+        return lambda rows: np.empty(BLOCK << 8, np.int16)
+    return lambda rows: np.empty(BLOCK << 8, np.int32)
 
 
 def _take_up(aside, at):
@@ -399,9 +405,9 @@ def _step_64(
 
 # ------------------------------------------------------------------ who does what
 
-_PANEL, _PIXEL, _PIXELS, _BASE, _AHEAD, _WORDS, _SITES, _STREAM = range(8)
-"""Columns of a schedule: first channel, first pixel, pixels; then flat places of the first row of
-weights, rows to fetch, word, membrane and value of the stream."""
+_PANEL, _FIRST, _LAST, _BASE, _AHEAD, _WORDS, _SITES, _STREAM = range(8)
+"""Columns of a schedule: first channel; then flat places of the first visit, the first one of the
+next task, and of the first row of weights, rows to fetch, word, membrane, value of the stream."""
 
 BLOCK = 64
 """Pixels of a task, where it needs their sums or lists more than once: these stay in the
@@ -439,8 +445,8 @@ def _schedule(
     share = -(-panel_size // (pixels * WORD)) * WORD
     tasks = np.zeros((len(p), 8), np.int64)
     tasks[:, _PANEL] = p * WORD
-    tasks[:, _PIXEL] = first
-    tasks[:, _PIXELS] = cuts[block + 1] - first
+    tasks[:, _FIRST] = first * tiles
+    tasks[:, _LAST] = cuts[block + 1] * tiles
     tasks[:, _BASE] = p * panel_size
     # Behind the last panel there is nothing to fetch.
     tasks[:, _AHEAD] = (p + 1) * panel_size + first * share
@@ -460,7 +466,7 @@ def fire_layer(
     Args:
         rows: Weights as `lay_out` returns them.
         lists: Lists of events, as `events.cpu.list_events` fills them.
-        visits: Where the list stands that each tile of each pixel reads, int64 [tiles, pixels], as
+        visits: Where the list stands that each tile of each pixel reads, int64 [pixels, tiles], as
             `events.cpu.visits` returns it.
         bias: int32 [64 panels].
         theta: int32 [64 panels].
@@ -485,7 +491,7 @@ def stream_layer(
     Args:
         rows: Weights as `lay_out` returns them.
         lists: Lists of events, as `events.cpu.list_events` fills them.
-        visits: Where the list stands that each tile of each pixel reads, int64 [tiles, pixels].
+        visits: Where the list stands that each tile of each pixel reads, int64 [pixels, tiles].
         digits: The gains, as `gain_digits` returns them.
         bias: int32 [64 panels].
         down: current = (sum * gain + bias) >> down.
@@ -511,7 +517,7 @@ def _run(
     resume: bool, words: Words, lo: int, steps: int,
 ) -> None:  # fmt: skip
     panels, tiles, size, _ = rows.shape
-    pixels = visits.shape[1]
+    pixels = visits.shape[0]
     tasks, share = _schedule(
         panels,
         tiles * size * WORD,
@@ -526,7 +532,7 @@ def _run(
     # would take seconds. What is not there is never read.
     _run_tasks(
         tasks.reshape(-1), len(tasks), share, rows.reshape(-1), tiles, size * WORD,
-        visits.reshape(-1), pixels, lists.reshape(-1), stream is not None,
+        visits.reshape(-1), BLOCK * tiles, lists.reshape(-1), stream is not None,
         bias if digits is None else digits.reshape(-1), bias, places,
         bias if stream is None else stream.reshape(-1), begins, theta is not None,
         bias if theta is None else theta, leak,
@@ -535,11 +541,11 @@ def _run(
 
 
 @called_by_kernels
-def _gather_block(rows, base, tiles, tile_size, visits, stride, lists, first, pixels, aside):
+def _gather_block(rows, base, tiles, tile_size, visits, lists, first, end, aside):
     # The sums of a block of pixels, tile after tile. A function of its own: with all else in reach
     # the compiler would keep its pointers in memory.
     for tile in range(tiles):
-        visit, end, at = first, first + pixels, 0
+        visit, at = first + tile, 0
         while visit < end:
             s0, s1, s2, s3 = _gather(rows, base, lists, peek(visits, visit))
             if tile > 0:
@@ -552,54 +558,49 @@ def _gather_block(rows, base, tiles, tile_size, visits, stride, lists, first, pi
             _put_down(aside, at + 128, s2)
             _put_down(aside, at + 192, s3)
             at += 256
-            visit += 1
+            visit += tiles
         base += tile_size
-        first += stride
 
 
 @inlined
-def _spikes_in_sight(lists, visits, visit, stride, tiles, step):
+def _spikes_in_sight(lists, visits, first, tiles, step):
     # Of a pixel: those of the lists that its tiles read.
     number = 0
-    for _ in range(tiles):
+    for visit in range(first, first + tiles):
         number += peek(lists, peek(visits, visit) + step)
-        visit += stride
     return number
 
 
 @parallel_kernel
 def _run_tasks(
-    tasks, num_tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
+    tasks, num_tasks, share, rows, tiles, tile_size, visits, block, lists, streams, digits, bias,
     places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,
 ):  # fmt: skip
     for task in prange(num_tasks):
         _run_task(
-            np.int64(task) << 3, tasks, share, rows, tiles, tile_size, visits, stride, lists,
+            np.int64(task) << 3, tasks, share, rows, tiles, tile_size, visits, block, lists,
             streams, digits, bias, places, stream, begins, fires, theta, leak, v, resume, words,
             panels, steps,
         )  # fmt: skip
 
 
-@called_by_kernels
+@makes_arrays
 def _run_task(
-    plan, tasks, share, rows, tiles, tile_size, visits, stride, lists, streams, digits, bias,
+    plan, tasks, share, rows, tiles, tile_size, visits, block, lists, streams, digits, bias,
     places, stream, begins, fires, theta, leak, v, resume, words, panels, steps,
 ):  # fmt: skip
     channels = panels << 6
-    c, first = peek(tasks, plan + _PANEL), peek(tasks, plan + _PIXEL)
+    c = peek(tasks, plan + _PANEL)
+    first, last = peek(tasks, plan + _FIRST), peek(tasks, plan + _LAST)
     base = peek(tasks, plan + _BASE)
     ahead = peek(tasks, plan + _AHEAD)
     out = peek(tasks, plan + _WORDS)
     at = peek(tasks, plan + _SITES)
     to = peek(tasks, plan + _STREAM)
-    pixels = peek(tasks, plan + _PIXELS)
-    aside = _set_aside(rows, min(pixels, BLOCK))
-    last = first + pixels
+    aside = _set_aside(rows)
     while first < last:
-        end = min(first + BLOCK, last)
-        _gather_block(
-            rows, base, tiles, tile_size, visits, stride, lists, first, end - first, aside
-        )
+        end = min(first + block, last)
+        _gather_block(rows, base, tiles, tile_size, visits, lists, first, end, aside)
         kept = 0
         while first < end:
             if ahead >= 0:
@@ -608,20 +609,22 @@ def _run_task(
             u = _silent_64()
             if v is not None and resume:
                 u = _load_64(v, at)
+            place = out
             for step in range(GROUP):
                 word = np.uint64(0)
                 if step < steps:
-                    count = _spikes_in_sight(lists, visits, first, stride, tiles, step)
+                    count = _spikes_in_sight(lists, visits, first, tiles, step)
                     word, u = _step_64(
                         _take_up(aside, kept), count, streams, digits, channels, bias, places,
                         stream, to, begins, fires, theta, leak, c, u,
                     )  # fmt: skip
                 if fires:
-                    poke(words, out, word)
-                out += panels
+                    poke(words, place, word)
+                place += panels
                 kept += 64
                 to += 64
             if fires and v is not None:
                 _store_64(v, at, u)
+            out += panels << 2
             at += channels
-            first += 1
+            first += tiles

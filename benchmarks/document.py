@@ -15,7 +15,14 @@ from pathlib import Path
 
 from spikedriven.engine.bits import GROUP
 from spikedriven.records import Record
-from spikedriven.viz.figures import accuracy_steps, energy_curve, firing_rate, scaling, speed
+from spikedriven.viz.figures import (
+    accuracy_steps,
+    energy_curve,
+    firing_rate,
+    scaling,
+    speed,
+    training_curve,
+)
 from spikedriven.viz.gather import gather, of_newest_machine
 from spikedriven.viz.report import name_of
 from spikedriven.viz.theme import short, svg
@@ -27,9 +34,10 @@ DOCUMENTS = (
     ROOT / "docs" / "engine.md",
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "energy.md",
+    ROOT / "docs" / "training.md",
 )
 PICTURES = ROOT / "docs" / "figures"
-FIGURES = (speed, firing_rate, scaling, accuracy_steps, energy_curve)
+FIGURES = (speed, firing_rate, scaling, accuracy_steps, energy_curve, training_curve)
 NOT_MEASURED = "*Not measured.*"
 HEADLINE = "sdt_8_768 at 224, T=4, batch 1, 2 threads"
 Records = Sequence[Record]
@@ -280,6 +288,32 @@ def accuracy(records: Records) -> str:
     return table(["", "test accuracy", "images", "same answer as float"], rows, found)
 
 
+def learned(records: Records) -> str:
+    """Return what recipes for one CPU reach, beside what they aim at."""
+    found = [r for r in records if r.subject in AIMS]
+    found = [r for r in found if r.metric in ("test_accuracy", "train_seconds")]
+    by_subject: dict[str, dict[str, list[float]]] = {}
+    for r in found:
+        by_subject.setdefault(r.subject, {}).setdefault(r.metric, []).append(r.value)
+    rows = [
+        [
+            subject,
+            ", ".join(f"{share:.4f}" for share in values["test_accuracy"]),
+            AIMS[subject],
+            ", ".join(f"{seconds:.0f}" for seconds in values["train_seconds"]),
+        ]
+        for subject, values in by_subject.items()
+    ]
+    return table(["", "test accuracy", "aim", "seconds of training"], rows, found)
+
+
+AIMS = {
+    "sdt_tiny on digits": "0.985 within 150 s",
+    "sdt_tiny on fashion_mnist": "0.91 within an hour",
+    "sdt_tiny on cifar10": "0.80 within two hours",
+}
+
+
 def gpu_bytes(records: Records) -> str:
     """Return the bytes per image of each kind of unit, three ways."""
     found = [r for r in chosen(records, "bytes_per_image") if r.context["kind"] != "all"]
@@ -368,8 +402,8 @@ def budgets(records: Records) -> str:
 BLOCKS: dict[str, Callable[[Records], str]] = {
     block.__name__: block
     for block in (readme_speed, targets, milliseconds, memory, first_call, attention, crossovers,
-                  growth, parity, accuracy, trained, budgets, gpu_bytes,
-                  gpu_floor, gpu_speed)
+                  growth, parity, accuracy, trained, budgets, learned,
+                  gpu_bytes, gpu_floor, gpu_speed)
 } | {f"figure_{name_of(figure)}": caption_of(figure) for figure in FIGURES}  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def _held_out(
         kept = np.flatnonzero(mask)
         if isinstance(images, Tensor):
             return images[torch.from_numpy(kept)], labels[kept]
-        return [images[i] for i in kept], labels[kept]
+        return [images[i] for i in kept.tolist()], labels[kept]
 
     return part(~chosen), part(chosen)
 

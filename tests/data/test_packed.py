@@ -2,6 +2,7 @@
 
 import gc
 import io
+import json
 import shutil
 import sys
 import tarfile
@@ -218,6 +219,29 @@ def test_shards_are_told_apart_by_the_words_of_their_names(tmp_path):
     shutil.rmtree(tmp_path / "train")
     (tmp_path / "imagenet1k-train-0001.tar").unlink()
     with pytest.raises(DataError, match="has no train shards"):
+        opened("webdataset", tmp_path)
+
+
+def test_a_shard_that_is_listed_must_be_there_with_all_its_samples(tmp_path):
+    write_shard(tmp_path / "train-0.tar", sample(0) | sample(1))
+    write_shard(tmp_path / "test-0.tar", sample(0))
+
+    def listing(**train):
+        absent = {"filenames": ["val-0.tar"], "shard_lengths": [7]}
+        test = {"filenames": ["test-0.tar"], "shard_lengths": [1]}
+        splits = {"train": train, "validation": absent, "test": test}
+        (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+
+    listing(filenames=["train-0.tar"], shard_lengths=[2])
+    assert len(opened("webdataset", tmp_path, validation_fraction=0).train) == 2
+    listing(filenames=["train-0.tar"], shard_lengths=[3])
+    with pytest.raises(DataError, match=r"train-0\.tar has 2 of the 3 samples"):
+        opened("webdataset", tmp_path)
+    listing(filenames=["train-0.tar", "train-1.tar"], shard_lengths=[2, 3])
+    with pytest.raises(DataError, match=r"train-1\.tar has 0 of the 3 samples"):
+        opened("webdataset", tmp_path)
+    listing(filenames=["train-0.tar"])
+    with pytest.raises(DataError, match=r"_info\.json cannot be understood"):
         opened("webdataset", tmp_path)
 
 

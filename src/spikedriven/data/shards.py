@@ -7,9 +7,11 @@ each. Here a shard is indexed once and then read at any place, so that samples, 
 are those of every other dataset of this room; and a format this plain needs no library.
 """
 
+import json
 import re
 import tarfile
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,11 +70,12 @@ def open_shards(config: DataConfig, root: Path | None) -> tuple[DataInfo, Part, 
     """Open a folder of shards, divided by their names into train, validation and test.
 
     Where `classnames.txt` lies beside them, it names the classes, one a line; else a class is
-    called by its number. Without a test part the validation part is tested, as in `open_folder`.
+    called by its number. Where timm's `_info.json` does, the shards must be those that it lists.
+    Without a test part the validation part is tested, as in `open_folder`.
 
     Raises:
-        DataError: The folder or a part is missing, a shard is cut or damaged, or samples cannot be
-            used (all are counted, the first is named).
+        DataError: The folder, a part or a listed shard is missing, a shard is cut or damaged, or
+            samples cannot be used (all are counted, the first is named).
 
     Cost: reads every header of every shard once, and the beginning of every image.
     """
@@ -82,7 +85,9 @@ def open_shards(config: DataConfig, root: Path | None) -> tuple[DataInfo, Part, 
         )
     shards = _divided(root)
     names = root / "classnames.txt"
-    parts = {part: _read(paths) for part, paths in shards.items()}
+    indices = {path: _index(path) for paths in shards.values() for path in paths}
+    _check_listed(root, {path: len(index) for path, index in indices.items()})
+    parts = {part: _part({path: indices[path] for path in paths}) for part, paths in shards.items()}
     train, validation, test = (parts.get(part) for part in PARTS)
     if test is None:
         validation, test = None, validation
@@ -120,8 +125,35 @@ def _divided(root: Path) -> dict[str, list[Path]]:
     return shards
 
 
-def _read(shards: list[Path]) -> Part:
-    samples = {f"{path}:{key}": sample for path in shards for key, sample in _index(path).items()}
+def _check_listed(root: Path, counts: Mapping[Path, int]) -> None:
+    """Hold the shards to what `_info.json` says of them; a split may be absent as a whole."""
+    path = root / "_info.json"
+    if not path.is_file():
+        return
+    try:
+        listed = [
+            {root / name: count for name, count in zip(*lists, strict=True)}
+            for split in json.loads(path.read_text(encoding="utf-8"))["splits"].values()
+            for lists in [(split["filenames"], split["shard_lengths"])]
+        ]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be understood ({error!r}); it must list the shards of each split and "
+            "their lengths: copy it again or remove it"
+        ) from error
+    for split in listed:
+        for shard, count in split.items() if split.keys() & counts.keys() else ():
+            if counts.get(shard, 0) != count:
+                raise DataError(
+                    f"{shard} has {counts.get(shard, 0)} of the {count} samples that {path.name} "
+                    "says; it must have all: copy it again"
+                )
+
+
+def _part(shards: Mapping[Path, Mapping[str, _Sample]]) -> Part:
+    samples = {
+        f"{path}:{key}": sample for path, index in shards.items() for key, sample in index.items()
+    }
     problems = {name: problem for name, sample in samples.items() if (problem := sample.problem())}
     if problems:
         first, problem = next(iter(problems.items()))
@@ -133,8 +165,8 @@ def _read(shards: list[Path]) -> Part:
     labels = np.array([int(sample.label or "") for sample in samples.values()], dtype=np.int64)
     if not len(labels):
         raise DataError(
-            f"{shards[0]} holds no sample, nor does another of its part; there must be some: copy "
-            "it again"
+            f"{next(iter(shards))} holds no sample, nor does another of its part; there must be "
+            "some: copy it again"
         )
     return [sample.images[0] for sample in samples.values()], labels
 

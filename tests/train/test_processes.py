@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -218,6 +219,26 @@ def test_torchrun_starts_them_too(one, tmp_path, strategy):
     )  # fmt: skip
     done = train("digits", *words, "--run", str(tmp_path / "two"), start=start)
     assert done.returncode == 0, done.stderr
+    assert_the_same_run(one, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_with_twice_the_batch(one, tmp_path):
+    """One process on each, as torchrun starts them on a cluster; here both are this machine."""
+    port = free_port()
+    nodes = ["trainer.devices=1", "trainer.nodes=2", "trainer.strategy=fsdp"]
+
+    def run(node: int):
+        start = (
+            "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
+            "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
+            "-m", "--", "spikedriven",
+        )  # fmt: skip
+        return train("digits", *TWO, *nodes, "--run", str(tmp_path / "two"), start=start)
+
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(run, range(2)):
+            assert done.returncode == 0, done.stderr
     assert_the_same_run(one, tmp_path / "two")
 
 

@@ -192,7 +192,8 @@ def _train(
             callbacks=callbacks,
             # By its flag, Lightning grants double precision to some strategies only.
             plugins=[WholeFileIO(), *([DoublePrecision()] if is_double else [])],
-            inference_mode=config.strategy != "fsdp",  # else the first weights gathered are frozen
+            # Under it gathered weights fail, as Lightning notes of its own FSDP (pytorch#95957).
+            inference_mode=config.strategy != "fsdp",
             enable_checkpointing=False,
             enable_progress_bar=show_progress,
             enable_model_summary=False,

@@ -358,9 +358,9 @@ def test_stored_images_are_cropped_at_random_too():
 
 
 def test_a_crop_for_evaluation_is_refused_where_there_are_no_files():
-    with pytest.raises(ConfigError, match="no folder of image files"):
+    with pytest.raises(ConfigError, match="holds no image files"):
         open_data(DataConfig(name="digits", crop=0.9))
-    with pytest.raises(ConfigError, match="no folder of image files"):
+    with pytest.raises(ConfigError, match="holds no image files"):
         open_data(DataConfig(name="digits", interpolation="bicubic"))
 
 

@@ -2,23 +2,37 @@
 
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from spikedriven import create_model
 from spikedriven.core.lif import Norm
 from spikedriven.core.norm import synced_batch_norm
 from spikedriven.data import EpochSampler, PartSampler, Place
 from spikedriven.errors import BackendError, ConfigError
+from spikedriven.train import watch
+from spikedriven.train.checkpoint import WholeFileIO
+from spikedriven.train.evaluate import evaluate
+from spikedriven.train.fit import fit
 from spikedriven.train.processes import check_processes
 from spikedriven.train.recipe import load_recipe
+from spikedriven.train.shard import divide, own_part
 
 TINY = [
     "model.width=16", "model.num_heads=2", "model.depth=1", "model.num_steps=2",
@@ -28,6 +42,9 @@ TINY = [
 SUMMATION = 1e-8
 """What the order of float64 sums may leave after twelve steps. A convolution's bias in front of a
 batch norm has no gradient but rounding, which AdamW divides by itself: it alone comes near this."""
+TWO = [*TINY, "data.batch_size=64", "trainer.devices=2", "trainer.sync_batch_norm=true"]
+LONGEST = 300.0
+"""Seconds that a run may take on a busy machine; one that hangs takes for ever."""
 
 
 def free_port() -> int:
@@ -46,7 +63,7 @@ def train(*words: str, start=("-m", "spikedriven"), **more: str):
     return subprocess.run(
         [sys.executable, *start, "train", *words],
         env=environment(MASTER_ADDR="127.0.0.1", **more), capture_output=True, text=True,
-        check=False,
+        check=False, timeout=LONGEST,
     )  # fmt: skip
 
 
@@ -73,24 +90,155 @@ def assert_the_same_run(one: Path, two: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_two_processes_are_one_with_twice_the_batch(one, tmp_path):
+def assert_the_same_state(one: Path, two: Path) -> None:
+    states = [WholeFileIO().load_checkpoint(run / "checkpoints/last.ckpt") for run in (one, two)]
+    weights = [state["state_dict"] for state in states]
+    moments = [state["optimizer_states"][0]["state"] for state in states]
+    assert moments[0].keys() == moments[1].keys()
+    for first, second in (weights, *((moments[0][n], moments[1][n]) for n in moments[0])):
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            assert type(second[name]) is torch.Tensor, name
+            assert torch.allclose(tensor, second[name], rtol=0, atol=SUMMATION), name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_are_one_with_twice_the_batch(one, tmp_path, strategy):
     """719 images by 128: the last batch of 79 is divided into 40 and 39."""
-    words = [*TINY, "data.batch_size=64", "trainer.devices=2", "trainer.sync_batch_norm=true"]
-    done = train("digits", *words, "--run", str(tmp_path / "two"), MASTER_PORT=str(free_port()))
+    two = tmp_path / "two"
+    words = [*TWO, f"trainer.strategy={strategy}", "--run", str(two)]
+    done = train("digits", *words, MASTER_PORT=str(free_port()))
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert done.stdout.count("epoch 2/2") == done.stdout.count("Test accuracy") == 1
-    assert_the_same_run(one, tmp_path / "two")
+    assert_the_same_run(one, two)
+    assert_the_same_state(one, two)
+    alone = evaluate(two)  # this process knows nothing of the two
+    assert alone.confusion == json.loads((two / "metrics.json").read_text())["confusion"]
 
 
 @pytest.mark.slow
-def test_torchrun_starts_them_too(one, tmp_path):
-    words = [*TINY, "data.batch_size=64", "trainer.devices=2", "trainer.sync_batch_norm=true"]
+def test_a_divided_model_takes_every_option(tmp_path):
+    options = [
+        "optimizer.name=lamb", "optimizer.lr=0.01", "optimizer.ema=0.5", "trainer.recompute=true",
+        "trainer.gradient_clip=0.01", "trainer.accumulate=2", "trainer.checkpoint_every=2",
+    ]  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = train("digits", *TINY, *options, "data.batch_size=128", "--run", str(one))
+    assert done.returncode == 0, done.stderr
+    words = [*TWO, *options, "trainer.strategy=fsdp", "--run", str(two)]
+    done = train("digits", *words, MASTER_PORT=str(free_port()))
+    assert done.returncode == 0, done.stderr
+    assert_the_same_run(one, two)
+    assert_the_same_state(one, two)
+
+
+@pytest.mark.slow
+def test_a_divided_run_that_is_killed_continues_to_the_same_bits(tmp_path):
+    """Its norms are not synced: each process has statistics of its own, the file the first's."""
+    words = [
+        *TWO, "trainer.sync_batch_norm=false", "trainer.strategy=fsdp", "optimizer.ema=0.5",
+        "trainer.checkpoint_every=1",
+    ]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = train("digits", *words, "--run", str(whole), MASTER_PORT=str(free_port()))
+    assert done.returncode == 0, done.stderr
+    env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    command = [sys.executable, "-m", "spikedriven", "train", "digits", *words, "--run", str(cut)]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    state, began = cut / "checkpoints/before.ckpt", time.monotonic()
+    while not state.exists() and run.poll() is None:
+        assert time.monotonic() - began < LONGEST
+        time.sleep(0.01)
+    time.sleep(random.Random(0).uniform(0, 0.1))
+    os.killpg(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    done = train("--resume", str(cut), MASTER_PORT=str(free_port()))
+    assert done.returncode == 0, done.stderr
+    assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
+    for which in ("last", "best"):
+        a, b = (load_file(folder / f"checkpoints/{which}.safetensors") for folder in (whole, cut))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def test_every_process_keeps_its_part_of_every_weight():
+    model = create_model("sdt_2_256_cifar", depth=1, width=24)
+    whole = {name: weight.shape for name, weight in model.named_parameters()}
+    dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    try:
+        divide(model, init_device_mesh("cpu", (4,)))
+        for name, weight in model.named_parameters():
+            rows, *rest = whole[name]
+            part = -(-rows // 4)
+            mine = min(part, max(0, rows - part))
+            assert own_part(weight).shape == (mine, *rest), name
+    finally:
+        dist.destroy_process_group()
+
+
+def test_what_cannot_be_divided_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lightning, "Trainer", None)  # no process may be started here
+    with pytest.raises(ConfigError, match="fsdp and there is one process"):
+        load_recipe("digits", ["trainer.strategy=fsdp"])
+    with pytest.raises(ConfigError, match=r"set trainer\.precision=bf16-mixed"):
+        load_recipe(
+            "digits", ["trainer.strategy=fsdp", "trainer.devices=2", "trainer.precision=16-mixed"]
+        )
+    with pytest.raises(ConfigError, match=r"one of ddp, fsdp"):
+        load_recipe("digits", ["trainer.strategy=zero"])
+    plif = ["trainer.strategy=fsdp", "trainer.devices=2", "model.neuron=plif"]
+    with pytest.raises(ConfigError, match=r"stem\.image\.lif\.w is a single number"):
+        fit(load_recipe("digits", [*TINY, *plif]), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_weight_that_is_no_number_in_another_process_stops_this_one(monkeypatch):
+    class Trainer:
+        current_epoch = 2
+
+    module = torch.nn.Linear(2, 2)
+    watch.check_weights(Trainer, module)
+    monkeypatch.setattr(
+        watch, "sum_over_processes", lambda own: own + torch.tensor([0, 1], dtype=own.dtype)
+    )
+    with pytest.raises(
+        watch.DivergedError, match="bias holds a value that is no number in epoch 3"
+    ):
+        watch.check_weights(Trainer, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_torchrun_starts_them_too(one, tmp_path, strategy):
+    words = [*TWO, f"trainer.strategy={strategy}"]
     start = (
         "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
         "-m", "--", "spikedriven",  # else torchrun takes our --run for a part of its --run-path
     )  # fmt: skip
     done = train("digits", *words, "--run", str(tmp_path / "two"), start=start)
     assert done.returncode == 0, done.stderr
+    assert_the_same_run(one, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_with_twice_the_batch(one, tmp_path):
+    """One process on each, as torchrun starts them on a cluster; here both are this machine."""
+    port = free_port()
+    nodes = ["trainer.devices=1", "trainer.nodes=2", "trainer.strategy=fsdp"]
+
+    def run(node: int):
+        start = (
+            "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
+            "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
+            "-m", "--", "spikedriven",
+        )  # fmt: skip
+        return train("digits", *TWO, *nodes, "--run", str(tmp_path / "two"), start=start)
+
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(run, range(2)):
+            assert done.returncode == 0, done.stderr
     assert_the_same_run(one, tmp_path / "two")
 
 

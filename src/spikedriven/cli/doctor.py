@@ -13,11 +13,12 @@ CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargp
 TRAIN = ("lightning", "scikit-learn", "tensorboard", "timm", "torchmetrics", "torchvision")
 REPORT = ("matplotlib",)
 EXPORT = ("huggingface-hub", "nir", "onnx", "onnxscript")
+HUGGING_FACE = ("datasets",)
 
 
 def run(options: Namespace) -> int:
     """Look around and report; exit 1 where the core cannot work."""
-    versions = {name: _version(name) for name in (*CORE, *TRAIN, *REPORT, *EXPORT)}
+    versions = {name: _version(name) for name in (*CORE, *TRAIN, *REPORT, *EXPORT, *HUGGING_FACE)}
     advice = []
     if any(versions[name] is None for name in CORE):
         advice.append("pip install spikedriven")
@@ -27,6 +28,8 @@ def run(options: Namespace) -> int:
         advice.append('pip install "spikedriven[report]"')
     if any(versions[name] is None for name in EXPORT):
         advice.append('pip install "spikedriven[export]"')
+    if any(versions[name] is None for name in HUGGING_FACE):
+        advice.append('pip install "spikedriven[huggingface]"')
     machine = {
         "spikedriven": __version__,
         "python": platform.python_version(),

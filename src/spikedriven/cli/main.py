@@ -19,6 +19,7 @@ CORE = ("torch", "numpy", "numba", "safetensors")
 EXTRAS = {
     "matplotlib": "report",
     **dict.fromkeys(("huggingface_hub", "nir", "onnx", "onnxscript"), "export"),
+    "datasets": "huggingface",
 }  # package -> extra; all others come with `train`
 VERBS = (
     "train", "eval", "predict", "energy", "compile", "run", "stream", "bench", "audit", "conform",

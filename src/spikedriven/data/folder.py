@@ -12,7 +12,8 @@ from spikedriven.errors import DataError
 
 SUFFIXES = frozenset(Image.registered_extensions())
 _LAYOUT = "train/CLASS/*.png (or any image) beside test/CLASS/*.png and, if wanted, validation/"
-_NAMES = {"validation": ("validation", "val", "valid"), "test": ("test",)}
+PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+"""What a part may be called."""
 
 Files = tuple[list[Path], NDArray[np.int64]]
 
@@ -31,9 +32,7 @@ def open_folder(
             f"image_folder needs a folder and none was given; it must hold {_LAYOUT}: "
             "pass --data DIR"
         )
-    train = _part_folder(root, ("train",))
-    validation = _part_folder(root, _NAMES["validation"])
-    test = _part_folder(root, _NAMES["test"])
+    train, validation, test = (_part_folder(root, names) for names in PARTS.values())
     if test is None:  # ImageNet's custom: the published test split is called val
         validation, test = None, validation
     if train is None or test is None:
@@ -46,7 +45,14 @@ def open_folder(
         None if folder is None else _files(folder, classes) for folder in (train, validation, test)
     ]
     _check_headers([path for part in parts if part is not None for path in part[0]])
-    info = DataInfo(
+    assert parts[0] is not None
+    assert parts[2] is not None
+    return image_info(root, classes, config), parts[0], parts[1], parts[2]
+
+
+def image_info(root: Path, classes: tuple[str, ...], config: DataConfig) -> DataInfo:
+    """Describe colour images in files, which are read as the config says."""
+    return DataInfo(
         name=root.resolve().name,
         classes=classes,
         in_channels=3,
@@ -56,9 +62,6 @@ def open_folder(
         crop=config.crop,
         interpolation=config.interpolation,
     )
-    assert parts[0] is not None
-    assert parts[2] is not None
-    return info, parts[0], parts[1], parts[2]
 
 
 def locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:

@@ -1,6 +1,6 @@
 """The loader contract: items in, batches out, every one of them exactly once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spikedriven.data.config import AugmentConfig, DataInfo
 from spikedriven.data.events import read_frames
-from spikedriven.data.transforms import Augment, decode, image_of, normalise, open_image
+from spikedriven.data.transforms import (
+    Augment,
+    ImageFile,
+    decode,
+    image_of,
+    normalise,
+    open_image,
+)
 from spikedriven.errors import DataError
 
 Address = int | tuple[int, int]
@@ -38,7 +45,7 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        images: Tensor | list[Path],
+        images: Tensor | Sequence[ImageFile],
         labels: NDArray[np.int64],
         info: DataInfo,
         augment: AugmentConfig | None = None,

@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from spikedriven.data.config import DataConfig, DataInfo
 from spikedriven.data.events import open_cifar10dvs, open_dvs128_gesture, open_nmnist
 from spikedriven.data.folder import locate, open_folder
+from spikedriven.data.hugging_face import open_hugging_face
 from spikedriven.data.loaders import ArrayDataset
-from spikedriven.data.transforms import resized
+from spikedriven.data.shards import open_shards
+from spikedriven.data.transforms import ImageFile, Part, resized
 from spikedriven.errors import ConfigError, DataError
 
 # The five-fold stratified split of the digits, as bytes: 0 train, 1 test.
@@ -36,7 +38,6 @@ class Splits:
     test: ArrayDataset
 
 
-Part = tuple[Tensor | list[Path], NDArray[np.int64]]
 Opened = tuple[DataInfo, Part, Part | None, Part]
 """Description, train, validation where the dataset brings its own, test."""
 
@@ -83,8 +84,9 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
     is_stored = isinstance(train[0], Tensor)
     if is_stored and (config.crop, config.interpolation) != (1.0, "bilinear"):
         raise ConfigError(
-            f"data.crop or data.interpolation is set and {config.name} is no folder of image "
-            "files; they must stand with data.name=image_folder: leave them out"
+            f"data.crop or data.interpolation is set and {config.name} holds no image "
+            "files; they must stand with data.name=image_folder, webdataset or hugging_face: leave "
+            "them out"
         )
     if validation is None:
         train, validation = _held_out(*train, config.validation_fraction)
@@ -97,7 +99,7 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
 
 
 def _held_out(
-    images: Tensor | list[Path], labels: NDArray[np.int64], fraction: float
+    images: Tensor | Sequence[ImageFile], labels: NDArray[np.int64], fraction: float
 ) -> tuple[Part, Part]:
     """Divide class by class; which images are held out never changes with the seed."""
     chosen = np.zeros(len(labels), dtype=bool)
@@ -113,7 +115,7 @@ def _held_out(
         kept = np.flatnonzero(mask)
         if isinstance(images, Tensor):
             return images[torch.from_numpy(kept)], labels[kept]
-        return [images[i] for i in kept], labels[kept]
+        return [images[i] for i in kept.tolist()], labels[kept]
 
     return part(~chosen), part(chosen)
 
@@ -268,4 +270,6 @@ _SOURCES: dict[str, Callable[[DataConfig, Path | None], Opened]] = {
     "dvs128_gesture": open_dvs128_gesture,
     "nmnist": open_nmnist,
     "image_folder": open_folder,
+    "webdataset": open_shards,
+    "hugging_face": open_hugging_face,
 }

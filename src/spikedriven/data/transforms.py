@@ -1,13 +1,15 @@
 """From stored pixels to what the network sees: variation, size, normalisation."""
 
+import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -23,23 +25,36 @@ UNREADABLE = (
 )
 """What Pillow raises for a file that is no whole image."""
 
+
+class ImageFile(Protocol):
+    """An image file, by itself (a `Path`) or inside a larger one; as text, what a person reads."""
+
+    def read_bytes(self) -> bytes:
+        """Return its content."""
+
+
+Part = tuple[Tensor | Sequence[ImageFile], NDArray[np.int64]]
+"""Images and labels of a train, validation or test part."""
+
 # Deeper pixels Pillow would cut off at 255 without a word.
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
 
 
-def open_image(path: Path, in_channels: int) -> Image.Image:
+def open_image(path: ImageFile, in_channels: int) -> Image.Image:
     """Return an image file, whole, in grey or in colour.
 
     Raises:
         DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(path.read_bytes())) as opened:
             deep = opened.mode not in _EIGHT_BIT
             image = opened.convert("L" if in_channels == 1 else "RGB")
     except UNREADABLE as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "in no format that Pillow knows" if unknown else error
         raise DataError(
-            f"{path} is not a readable image ({error}); it must be a whole image file: "
+            f"{path} is not a readable image ({reason}); it must be a whole image file: "
             "repair or remove it"
         ) from error
     if deep:
@@ -63,7 +78,7 @@ def image_of(pixels: Tensor) -> Image.Image:
 
 
 def decode(
-    path: Path,
+    path: ImageFile,
     in_channels: int,
     size: int,
     crop: float = 1.0,

@@ -23,6 +23,7 @@ from spikedriven.records import write_whole
 from spikedriven.train.log import Row, Table
 from spikedriven.train.module import Training
 from spikedriven.train.run import Run
+from spikedriven.train.shard import whole_model
 from spikedriven.train.watch import check_weights
 
 # What Lightning and this package need to continue a run.
@@ -207,8 +208,10 @@ class KeepWeights(lightning.Callback):
         self._keep_state(trainer)
 
     def _keep_weights(self, trainer: lightning.Trainer, module: Training, which: str) -> None:
+        kept = whole_model(module.kept)
         if trainer.is_global_zero:
-            save_model(module.kept, self.run.weights_file(which))
+            assert kept is not None
+            save_model(kept, self.run.weights_file(which))
 
     def _keep_state(self, trainer: lightning.Trainer) -> None:
         for logger in trainer.loggers:

@@ -250,6 +250,9 @@ class TrainerConfig:
     several, `data.batch_size` is that of one of them."""
     nodes: int = 1
     """Machines."""
+    strategy: str = "ddp"
+    """How several processes hold the model: `ddp`, each all of it, or `fsdp`, each a part of every
+    weight, gradient and moment of the optimiser."""
     sync_batch_norm: bool = False
     """Let batch norm see the batches of all processes together; else each sees its own."""
     precision: str = "32-true"
@@ -267,6 +270,7 @@ class TrainerConfig:
         for name, choices in (
             ("accelerator", ("auto", "cpu", "gpu")),
             ("precision", ("32-true", "64-true", "bf16-mixed", "16-mixed")),
+            ("strategy", ("ddp", "fsdp")),
         ):
             value = getattr(self, name)
             _require(
@@ -283,6 +287,16 @@ class TrainerConfig:
             raise ConfigError(
                 "trainer.sync_batch_norm is set and there is one process; there must be several "
                 "to take statistics from: raise trainer.devices or leave it out"
+            )
+        if self.strategy == "fsdp" and self.processes == 1:
+            raise ConfigError(
+                "trainer.strategy is fsdp and there is one process; there must be several to "
+                "divide the model among: raise trainer.devices or leave it out"
+            )
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ConfigError(
+                "trainer.precision is 16-mixed and trainer.strategy is fsdp, which does not scale "
+                "losses; it must need no scaling: set trainer.precision=bf16-mixed"
             )
         _require(
             self.accumulate >= 1, "trainer.accumulate", self.accumulate, "at least 1", "1 is usual"

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.plugins import DoublePrecision
 
 from spikedriven.data import (
     ArrayDataset,
@@ -25,7 +26,7 @@ from spikedriven.models.weights import fill, load_model
 from spikedriven.nn.synapse import sync_norms
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
 from spikedriven.train.checkpoint import KeepWeights, WholeFileIO, newest_state, table_of
-from spikedriven.train.config import Recipe
+from spikedriven.train.config import Recipe, TrainerConfig
 from spikedriven.train.distill import open_teacher
 from spikedriven.train.evaluate import device_for, evaluate_model
 from spikedriven.train.log import line_writer, open_board, quiet_lightning
@@ -39,6 +40,7 @@ from spikedriven.train.processes import (
 )
 from spikedriven.train.progress import Bar, EpochLine
 from spikedriven.train.run import Run
+from spikedriven.train.shard import ShardedStrategy, check_divisible
 from spikedriven.train.watch import Watch
 
 LOG_EVERY = 10
@@ -114,6 +116,8 @@ def resume(
 def _training_for(recipe: Recipe, splits: Splits, model: SpikeDrivenTransformer) -> Training:
     if recipe.trainer.sync_batch_norm:
         sync_norms(model)
+    if recipe.trainer.strategy == "fsdp":
+        check_divisible(model)
     return Training(model, recipe, open_teacher(recipe.distill, splits.info))
 
 
@@ -169,6 +173,7 @@ def _train(
     path, state = newest_state(run, line_writer(run, say))
     table = table_of(run, state)
     watch, keep = Watch(), KeepWeights(run, table, config.checkpoint_every)
+    is_double = config.precision == "64-true"
     # A loss that is no number is met before anything is kept; an epoch is announced once it is.
     epoch_line = EpochLine(line_writer(run, None if show_progress else say))
     callbacks = [watch, keep, epoch_line, *([Bar()] if show_progress else [])]
@@ -177,15 +182,18 @@ def _train(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy="ddp" if config.processes > 1 else "auto",
+            strategy=_strategy(config),
             use_distributed_sampler=False,  # ours divide every batch, and lose no sample
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=None if is_double else config.precision,  # type: ignore[arg-type]
             gradient_clip_val=config.gradient_clip,
             accumulate_grad_batches=config.accumulate,
             max_epochs=recipe.schedule.total_epochs,
             logger=[table, open_board(run, state["global_step"] if state else 0)],
             callbacks=callbacks,
-            plugins=[WholeFileIO()],
+            # By its flag, Lightning grants double precision to some strategies only.
+            plugins=[WholeFileIO(), *([DoublePrecision()] if is_double else [])],
+            # Under it gathered weights fail, as Lightning notes of its own FSDP (pytorch#95957).
+            inference_mode=config.strategy != "fsdp",
             enable_checkpointing=False,
             enable_progress_bar=show_progress,
             enable_model_summary=False,
@@ -202,6 +210,12 @@ def _train(
             end_processes(trainer)
             raise
         return _finish(run, recipe, splits, keep.seconds)
+
+
+def _strategy(config: TrainerConfig) -> str | ShardedStrategy:
+    if config.processes == 1:
+        return "auto"
+    return ShardedStrategy(config.processes) if config.strategy == "fsdp" else "ddp"
 
 
 @contextmanager

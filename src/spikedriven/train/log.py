@@ -112,6 +112,8 @@ def quiet_lightning() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\b")
+        # A divided model's logits are a view; nothing here writes into them.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -23,6 +23,7 @@ from spikedriven.train.losses import loss_of_steps
 from spikedriven.train.mix import mixed
 from spikedriven.train.recipe import parse_recipe
 from spikedriven.train.recompute import recompute_blocks
+from spikedriven.train.shard import divide, share_buffers
 
 # Counting every spike costs a pass over each layer; one step in so many is enough to watch.
 RATE_EVERY = 20
@@ -45,7 +46,9 @@ class Training(lightning.LightningModule):
         self.model = model
         self.recipe = recipe
         decay = recipe.optimizer.ema
-        self.average = None if decay is None else ModelEmaV3(model, decay=decay)
+        # All weights in one call, where none are divided: statistics never are, and cannot mix.
+        together = recipe.trainer.strategy != "fsdp"
+        self.average = None if decay is None else ModelEmaV3(model, decay=decay, foreach=together)
         if recipe.trainer.recompute:
             recompute_blocks(model)
         num_classes = model.config.num_classes
@@ -61,6 +64,15 @@ class Training(lightning.LightningModule):
             return self.model
         averaged: SpikeDrivenTransformer = self.average.module
         return averaged
+
+    def configure_model(self) -> None:
+        """Divide the model among the processes, which have met by now, where the recipe says so."""
+        if self.recipe.trainer.strategy == "fsdp":
+            assert self.device_mesh is not None
+            mesh = self.device_mesh["data_parallel"]
+            divide(self.model, mesh)
+            if self.average is not None:
+                divide(self.kept, mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser; its rate is set at the start of every epoch."""
@@ -128,6 +140,11 @@ class Training(lightning.LightningModule):
         loader: Any = self.trainer.train_dataloader
         weight: float = loader.sampler.weight(batch_index)
         return loss * weight
+
+    def on_validation_start(self) -> None:
+        """See to it that all processes validate the same model."""
+        if self.recipe.trainer.strategy == "fsdp":
+            share_buffers(self.kept)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Count the hits of one batch, among those that are this process's to count."""

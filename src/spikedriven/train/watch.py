@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from spikedriven.errors import SpikeDrivenError
 from spikedriven.train.processes import sum_over_processes
+from spikedriven.train.shard import own_part
 
 CURE = "lower optimizer.lr or set trainer.gradient_clip=1.0"
 
@@ -22,8 +24,11 @@ def check_weights(trainer: lightning.Trainer, module: lightning.LightningModule)
     Raises:
         DivergedError: One is no number.
     """
-    for name, tensor in module.state_dict().items():
-        if not bool(tensor.isfinite().all()):
+    state = module.state_dict()
+    # A process that holds a part of a weight, or statistics of its own, speaks for all.
+    foreign = torch.stack([(~own_part(tensor).isfinite()).any() for tensor in state.values()])
+    for name, found in zip(state, sum_over_processes(foreign.int()).tolist(), strict=True):
+        if found:
             raise DivergedError(
                 f"{name.removeprefix('model.')} holds a value that is no number in epoch "
                 f"{trainer.current_epoch + 1}; every weight must be one, and the last checkpoint "

@@ -292,7 +292,8 @@ def _image(rows: Array, shape: tuple[int, int, int]) -> Tensor:
 
 def _panels(weight: Tensor) -> Array:
     """Turn weights [D, ...] into panels [D / L, ..., L], the last one filled up with zeros."""
-    matrix = weight.detach().reshape(len(weight), -1).numpy()
+    # Not by .numpy(), which forbids for good to free the memory, as a divided model must (FSDP).
+    matrix = np.from_dlpack(weight.detach().reshape(len(weight), -1))
     lanes = _lanes(matrix.dtype)
     panels = zeros((-(-len(matrix) // lanes), matrix.shape[1], lanes), matrix.dtype)
     for panel, start in zip(panels, range(0, len(matrix), lanes), strict=True):

@@ -22,7 +22,7 @@ import copy
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,7 @@ BAND = 2.0
 """Two draws of the same rounding differ from one another by about as much."""
 OURS = "spikedriven"
 Batches = list[tuple[Tensor, Tensor]]
+Losses = Iterator[float]
 
 
 def batches_of(recipe: Recipe, root: Path, count: int) -> Batches:
@@ -66,23 +67,21 @@ def batches_of(recipe: Recipe, root: Path, count: int) -> Batches:
     return found
 
 
-def ours(model: sd.SpikeDrivenTransformer, recipe: Recipe, batches: Batches) -> list[float]:
-    """Return the losses of our training."""
+def ours(model: sd.SpikeDrivenTransformer, recipe: Recipe, batches: Batches) -> Losses:
+    """Yield the losses of our training, step by step."""
     model.train()
     optimizer = build_optimizer(model, recipe.optimizer)
     set_rate(optimizer, recipe.schedule, 0)
-    losses = []
     for images, target in batches:
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of_steps(model.forward_steps(images), target, recipe.loss)
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    return losses
+        yield loss.item()
 
 
-def theirs(model: nn.Module, recipe: Recipe, batches: Batches) -> list[float]:
-    """Return the losses of the released code, trained by timm."""
+def theirs(model: nn.Module, recipe: Recipe, batches: Batches) -> Losses:
+    """Yield the losses of the released code, trained by timm."""
     model.train()
     schedule, smoothing = recipe.schedule, recipe.loss.label_smoothing
     optimizer = create_optimizer_v2(
@@ -94,7 +93,6 @@ def theirs(model: nn.Module, recipe: Recipe, batches: Batches) -> list[float]:
         cooldown_epochs=schedule.cooldown_epochs,
     )  # fmt: skip
     loss_of = SoftTargetCrossEntropy()
-    losses = []
     for images, target in batches:
         smooth = target * (1 - smoothing) + smoothing / target.shape[1]
         optimizer.zero_grad()
@@ -102,8 +100,7 @@ def theirs(model: nn.Module, recipe: Recipe, batches: Batches) -> list[float]:
         loss.backward()
         optimizer.step()
         forget(model)
-        losses.append(loss.item())
-    return losses
+        yield loss.item()
 
 
 def neighbouring(model: sd.SpikeDrivenTransformer, seed: int) -> sd.SpikeDrivenTransformer:
@@ -132,6 +129,7 @@ def check(options: Namespace) -> tuple[list[Record], list[str]]:
     overrides = [f"data.batch_size={options.batch}"]
     if options.rate == "full":
         overrides.append("schedule.warmup_epochs=0")
+    begin = time.perf_counter()
     recipe = load_recipe("cifar10", overrides)
     batches = batches_of(recipe, options.data, options.steps)
     torch.manual_seed(recipe.seed)
@@ -148,20 +146,21 @@ def check(options: Namespace) -> tuple[list[Record], list[str]]:
     ]
     worst = max(abs(a - b) for a, b in zip(*exact, strict=True))
     print(f"float64, {len(few)} steps: losses differ by at most {worst:.1e}", flush=True)
-    courses: dict[str, list[float]] = {}
-    trainings: dict[str, Callable[[], list[float]]] = {
-        RELEASED: lambda: theirs(rival(model), recipe, batches),
-        OURS: lambda: ours(copy.deepcopy(model), recipe, batches),
+    trainings = {
+        RELEASED: theirs(rival(model), recipe, batches),
+        OURS: ours(copy.deepcopy(model), recipe, batches),
     }
     for seed in range(options.neighbours):
-        trainings[f"{RELEASED}, neighbouring weights {seed}"] = lambda seed=seed: theirs(
-            rival(neighbouring(model, seed)), recipe, batches
-        )
-    for name, train in trainings.items():
-        begin = time.perf_counter()
-        courses[name] = train()
-        shown = " ".join(f"{loss:.4f}" for loss in courses[name])
-        print(f"{name} ({time.perf_counter() - begin:.0f} s): {shown}", flush=True)
+        beside = rival(neighbouring(model, seed))
+        trainings[f"{RELEASED}, neighbouring weights {seed}"] = theirs(beside, recipe, batches)
+    courses: dict[str, list[float]] = {name: [] for name in trainings}
+    for step in range(options.steps):  # in turn, so that whoever ends early has as many of each
+        if time.perf_counter() - begin > 60 * options.minutes:
+            print(f"no time is left after {step} steps")
+            break
+        for name, training in trainings.items():
+            courses[name].append(next(training))
+        print(step, " ".join(f"{course[-1]:.6f}" for course in courses.values()), flush=True)
     ways = {n: distance(c, courses[RELEASED]) for n, c in courses.items() if n != RELEASED}
     for name, apart in ways.items():
         print(f"{name}: {apart:.2e} from the released code (root mean square)")
@@ -178,7 +177,7 @@ def check(options: Namespace) -> tuple[list[Record], list[str]]:
     found = [
         measured("float64_loss_difference", worst, "1", about, len(few), **context),
         measured(
-            "float32_loss_distance", ours_apart, "1", about, len(batches),
+            "float32_loss_distance", ours_apart, "1", about, len(courses[OURS]),
             rounding=rounding, ratio=ours_apart / rounding, **context,
         ),
     ]  # fmt: skip
@@ -209,6 +208,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images a step; published: 64")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--neighbours", type=int, default=2, help="courses that show rounding")
+    parser.add_argument("--minutes", type=float, default=60.0, help="steps begin until then")
     parser.add_argument("--rate", choices=("published", "full"), default="published")
     options = parser.parse_args()
     found, failed = check(options)

@@ -42,11 +42,11 @@ def spikingjelly(model: sd.SpikeDrivenTransformer) -> nn.Module:
         pooling_stat=config.stem_pool,
         detach_reset=True,  # as published; its default is another gradient
     )
+    theirs.to(model.head.weight)  # its device and type, before weights are rounded to another
     _copy_in_order(model, theirs)
-    device = next(model.parameters()).device
-    if device.type == "cuda":
+    if model.head.weight.is_cuda:
         functional.set_backend(theirs, "triton")
-    return theirs.to(device)
+    return theirs
 
 
 def _copy_in_order(ours: sd.SpikeDrivenTransformer, theirs: nn.Module) -> None:
@@ -90,9 +90,10 @@ def released(model: sd.SpikeDrivenTransformer, folder: Path, size: int) -> nn.Mo
             mlp_ratios=config.mlp_ratio, depths=config.depth, T=config.num_steps,
             pooling_stat=config.stem_pool, spike_mode=config.neuron, dvs_mode=config.dvs_dilation,
         )  # fmt: skip
+    theirs.to(model.head.weight)  # its device and type, before weights are rounded to another
     theirs.load_state_dict(sd.to_official_state_dict(model))
     set_released_backend(theirs, "torch")
-    return theirs.to(next(model.parameters()).device)
+    return theirs
 
 
 def set_released_backend(model: nn.Module, backend: str) -> None:

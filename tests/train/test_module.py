@@ -16,7 +16,6 @@ from spikedriven.train.module import build_optimizer, set_rate
 from spikedriven.train.recipe import load_recipe
 from spikedriven.train.recompute import recompute_blocks
 
-
 # Sums of a few thousand float64 terms in another order, through five updates.
 STEP_BAND = 1e-9
 

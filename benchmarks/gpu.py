@@ -24,11 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import contenders
 import torch
 import torch.nn.functional as F
+from contenders import forget, logits_of, set_released_backend
 from gpu_bytes import WAYS, WORD, neuron, totals
-from torch import Tensor, nn
-from training_step import copy_weights, rival
+from torch import nn
 
 import spikedriven as sd
 from spikedriven.core.lif import Norm, norm_lif
@@ -103,13 +104,7 @@ def reference_compiled(model: sd.SpikeDrivenTransformer, _options: argparse.Name
 
 def spikingjelly(model: sd.SpikeDrivenTransformer, _options: argparse.Namespace) -> nn.Module:
     """Return SpikingJelly 2's model, its neurons by Triton on a GPU."""
-    from spikingjelly.activation_based import functional
-
-    theirs = rival(model.config)
-    copy_weights(model, theirs)
-    if torch.cuda.is_available():
-        functional.set_backend(theirs, "triton")
-    return theirs
+    return contenders.spikingjelly(model)
 
 
 def spikingjelly_compiled(model: sd.SpikeDrivenTransformer, options: argparse.Namespace) -> Any:
@@ -119,39 +114,23 @@ def spikingjelly_compiled(model: sd.SpikeDrivenTransformer, options: argparse.Na
 
 def spikingjelly_small(model: sd.SpikeDrivenTransformer, options: argparse.Namespace) -> nn.Module:
     """Return the same with its memory optimiser: every neuron checkpointed, inputs as bits."""
+    theirs = spikingjelly(model, options)
     from spikingjelly.activation_based import memopt, neuron
 
-    theirs = spikingjelly(model, options)
-    small: nn.Module = memopt.memory_optimization(
-        theirs, (neuron.BaseNode,), compress_x=True, level=1, verbose=False
+    config = model.config
+    device = next(model.parameters()).device
+    image = torch.randn(1, config.in_channels, options.size, options.size, device=device)
+    small: nn.Module = memopt.optimize_memory(
+        theirs, (neuron.BaseNode,), lambda probed: probed(image), level=1
     )
     return small
 
 
 def released(model: sd.SpikeDrivenTransformer, options: argparse.Namespace) -> nn.Module:
-    """Return the released code's model with our weights, its neurons by CuPy where that works."""
+    """Return the released code's model with our weights, its neurons by CuPy on a GPU."""
     if options.official_path is None:
         raise ImportError("its folder is not given: --official-path DIR")
-    sys.path.insert(0, str(options.official_path))
-    from model.spikeformer import SpikeDrivenTransformer as Released
-
-    config = model.config
-    theirs: nn.Module = Released(
-        img_size_h=options.size, img_size_w=options.size, in_channels=config.in_channels,
-        num_classes=config.num_classes, embed_dims=config.width, num_heads=config.num_heads,
-        mlp_ratios=config.mlp_ratio, depths=config.depth, T=config.num_steps,
-        pooling_stat=config.stem_pool, spike_mode="lif",
-    )  # fmt: skip
-    theirs.load_state_dict(sd.to_official_state_dict(model), strict=False)
-    set_released_backend(theirs, "torch")  # the gate is in float64, which CuPy's kernels are not
-    return theirs
-
-
-def set_released_backend(model: nn.Module, backend: str) -> None:
-    """Choose how the released code's neurons run."""
-    for module in model.modules():
-        if isinstance(getattr(module, "backend", None), str):
-            module.backend = backend
+    return contenders.released(model, options.official_path, options.size)
 
 
 CONTENDERS: dict[str, Callable[[sd.SpikeDrivenTransformer, argparse.Namespace], Any]] = {
@@ -165,20 +144,6 @@ CONTENDERS: dict[str, Callable[[sd.SpikeDrivenTransformer, argparse.Namespace], 
     "SpikingJelly 2, memory optimiser": spikingjelly_small,
 }
 COMPILED = [name for name in CONTENDERS if name.endswith("compiled")]
-
-
-def forget(model: nn.Module) -> None:
-    """Reset the state of a rival's neurons, whichever version of SpikingJelly they are of."""
-    for module in model.modules():
-        if callable(getattr(module, "reset", None)):
-            module.reset()
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return a contender's logits; the released code returns more than them."""
-    found = model(images)
-    logits: Tensor = found[0] if isinstance(found, tuple) else found
-    return logits
 
 
 # ------------------------------------------------------------------ the gate

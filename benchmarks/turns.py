@@ -8,7 +8,7 @@ waits for all of its threads waits for the one that was interrupted.
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,6 @@ def turn(run: Run, fill: float = TURN_SECONDS) -> float:
     return statistics.median(times)
 
 
-def ratio(theirs: list[float], ours: list[float]) -> float:
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     """Return how many times slower they are: the median over rounds, each with its neighbour."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))

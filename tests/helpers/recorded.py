@@ -79,4 +79,22 @@ ENERGY_CURVE = [
     for metric, value in (("energy_executed", mj), ("attention_share_executed", share),
                           ("executed_share", 0.3), ("test_accuracy", accuracy))
 ]  # fmt: skip
-EVERYTHING = [*SPEED, *FIRING_RATE, *ACCURACY, *SCALING, *TRAINING, *ENERGY_CURVE]
+STEP = "net at 8, stem 0011, batch 4, 1 threads"
+TRAINING_SPEED = [
+    record(metric, value, f"{who}; {STEP}", contender=who, threads=1)
+    for who, figures in {
+        "SpikingJelly 2": {"training_images_per_second": 40.0, "training_peak_bytes": 3 * 2**20,
+                           "training_times_slower": 1.75},
+        "spikedriven": {"training_images_per_second": 64.0, "training_peak_bytes": 2**20},
+    }.items()
+    for metric, value in figures.items()
+]  # fmt: skip
+FIRST_STEPS = [
+    record("loss_at_step", loss, f"{who}; net on images, rate full; step {step}", contender=who,
+           step=step)
+    for who, course in {"spikedriven": (2.25, 2.5), "released code": (2.25, 2.0),
+                        "released code, neighbouring weights 0": (2.0, 2.0)}.items()
+    for step, loss in reversed(list(enumerate(course)))
+]  # fmt: skip
+EVERYTHING = [*SPEED, *FIRING_RATE, *ACCURACY, *SCALING, *TRAINING, *ENERGY_CURVE,
+              *TRAINING_SPEED, *FIRST_STEPS]  # fmt: skip

@@ -151,7 +151,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         sd.load_official(path)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "cifar_tiny_steps"])
 def test_the_figures_are_the_ones_in_the_manifest(name):
     path = FOLDER / f"{name}.npz"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from tests.helpers.golden import FOLDER, Golden
 
 from spikedriven import create_model
 from spikedriven.data import open_data
@@ -13,6 +15,28 @@ from spikedriven.train.mix import mixed
 from spikedriven.train.module import build_optimizer, set_rate
 from spikedriven.train.recipe import load_recipe
 from spikedriven.train.recompute import recompute_blocks
+
+# Sums of a few thousand float64 terms in another order, through five updates.
+STEP_BAND = 1e-9
+
+
+def test_five_training_steps_are_the_released_codes():
+    golden, expected = Golden("cifar_tiny"), np.load(FOLDER / "cifar_tiny_steps.npz")
+    recipe = load_recipe("cifar10", ["schedule.warmup_epochs=0"])
+    model = golden.model().train()
+    optimizer = build_optimizer(model, recipe.optimizer)
+    set_rate(optimizer, recipe.schedule, 0)
+    losses = []
+    for _ in expected["losses"]:
+        optimizer.zero_grad()
+        loss = loss_of_steps(model.forward_steps(golden["input"]), golden["target"], recipe.loss)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.abs(losses - expected["losses"]).max() < STEP_BAND
+    with torch.no_grad():
+        logits = model.eval()(golden["input"])
+    assert np.abs(logits.numpy() - expected["logits"]).max() < STEP_BAND
 
 
 def test_eight_images_are_learned_by_heart():

@@ -13,11 +13,14 @@ from tests.helpers.recorded import (
     ENERGY_CURVE,
     EVERYTHING,
     FIRING_RATE,
+    FIRST_STEPS,
     LAYER,
     SCALING,
     SETTING,
     SPEED,
+    STEP,
     TRAINING,
+    TRAINING_SPEED,
 )
 
 from spikedriven.records import keep_records, read_records
@@ -26,9 +29,11 @@ from spikedriven.viz.figures import (
     accuracy_steps,
     energy_curve,
     firing_rate,
+    first_steps,
     scaling,
     speed,
     training_curve,
+    training_speed,
 )
 from spikedriven.viz.gather import of_newest_machine
 from spikedriven.viz.report import FIGURES, drawable, name_of
@@ -147,6 +152,29 @@ def test_a_budget_is_a_point_of_its_curve(tmp_path):
     keep_records(tmp_path / "x.jsonl", ENERGY_CURVE)
     keep_records(tmp_path / "x.jsonl", ENERGY_CURVE[:4])
     assert len(list(read_records(tmp_path / "x.jsonl"))) == len(ENERGY_CURVE)
+
+
+def test_training_is_shown_as_recorded_and_ours_comes_first():
+    (axes,) = drawn(training_speed, EVERYTHING)
+    assert [bar.get_width() for bar in axes.patches] == [64, 40]
+    assert [text.get_text() for text in axes.texts] == ["64/s  1 MiB", "40/s  1/1.75  3 MiB"]
+    assert axes.get_title(loc="left") == STEP
+    told = training_speed.caption(training_speed.select(EVERYTHING))
+    assert f"{STEP}: SpikingJelly 2 1.75 times as long, 3.00 times the memory" in told
+    # A GPU's figures have the same metrics; ours alone is no comparison.
+    assert training_speed.select([r for r in TRAINING_SPEED if "times" not in r.metric]) == []
+
+
+def test_first_steps_are_the_differences_from_the_released_codes_losses():
+    (axes,) = drawn(first_steps, EVERYTHING)
+    lines = drawn_lines(axes)
+    assert lines["spikedriven"] == [[0, 0], [1, 0.5]]
+    assert lines["released code, neighbouring weights 0"] == [[0, -0.25], [1, 0]]
+    told = first_steps.caption(first_steps.select(FIRST_STEPS))
+    assert "spikedriven 0.5000, released code, neighbouring weights 0 0.2500" in told
+    assert "the loss itself is 2.250 at first" in told
+    alone = [r for r in FIRST_STEPS if r.context["contender"] != "released code"]
+    assert first_steps.select(alone) == []
 
 
 def test_two_machines_are_never_in_one_picture_and_the_newest_figure_counts():

@@ -10,14 +10,17 @@ from spikedriven.viz.figures import (
     accuracy_steps,
     energy_curve,
     firing_rate,
+    first_steps,
     scaling,
     speed,
     training_curve,
+    training_speed,
 )
 from spikedriven.viz.theme import FONT, svg, variables
 
 FIGURES: tuple[ModuleType, ...] = (
-    speed, firing_rate, scaling, accuracy_steps, training_curve, energy_curve,
+    speed, firing_rate, scaling, accuracy_steps, training_curve, energy_curve, training_speed,
+    first_steps,
 )  # fmt: skip
 """In the order of the page."""
 

@@ -19,9 +19,11 @@ from spikedriven.viz.figures import (
     accuracy_steps,
     energy_curve,
     firing_rate,
+    first_steps,
     scaling,
     speed,
     training_curve,
+    training_speed,
 )
 from spikedriven.viz.gather import gather, of_newest_machine
 from spikedriven.viz.report import name_of
@@ -37,7 +39,16 @@ DOCUMENTS = (
     ROOT / "docs" / "training.md",
 )
 PICTURES = ROOT / "docs" / "figures"
-FIGURES = (speed, firing_rate, scaling, accuracy_steps, energy_curve, training_curve)
+FIGURES = (
+    speed,
+    firing_rate,
+    scaling,
+    accuracy_steps,
+    energy_curve,
+    training_curve,
+    training_speed,
+    first_steps,
+)
 NOT_MEASURED = "*Not measured.*"
 HEADLINE = "sdt_8_768 at 224, T=4, batch 1, 2 threads"
 Records = Sequence[Record]

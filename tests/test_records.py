@@ -13,6 +13,7 @@ from spikedriven.records import (
     keep_records,
     measured,
     read_records,
+    this_command,
     this_commit,
     this_device,
 )
@@ -99,3 +100,9 @@ def test_a_processor_is_told_from_its_namesakes():
     if "cpu family" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no family")
     assert "(family " in this_device()
+
+
+def test_a_command_tells_no_folder_of_the_machine(monkeypatch):
+    words = ["/opt/tool/benchmarks/fit.py", "--data", "/home/me/data", "--run", "runs/a b", "x=1"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert this_command() == "python benchmarks/fit.py --data data --run 'runs/a b' x=1"

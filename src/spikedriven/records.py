@@ -40,12 +40,16 @@ class Record:
 
 
 def this_command() -> str:
-    """Return the command line of this process, without the folder of the program."""
+    """Return the command line of this process, without the folders of this machine.
+
+    Of an absolute path only the last name is told: the rest says nothing elsewhere.
+    """
     program, *arguments = sys.argv
     name = Path(program).name
     is_script = name.endswith(".py")
     shown = f"python {Path(program).parent.name}/{name}" if is_script else name
-    return " ".join([shown, *map(shlex.quote, arguments)])
+    told = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    return " ".join([shown, *map(shlex.quote, told)])
 
 
 def this_commit(folder: Path | None = None) -> str:

@@ -737,13 +737,13 @@ def test_damaged_weights_are_refused(finished, tmp_path):
 
 
 TWO_PROCESSES = """
-import subprocess, sys
+import os, sys, time
 from pathlib import Path
 from spikedriven.train.run import Run
 with Run(Path(sys.argv[1])).held(print):
-    sleeper = subprocess.Popen(["sleep", "60"])
-    print(sleeper.pid, flush=True)
-    sys.stdin.read()
+    if worker := os.fork():
+        print(worker, flush=True)
+    time.sleep(60)
 """
 
 
@@ -751,7 +751,7 @@ def test_a_run_is_trained_by_one_process_and_free_again_once_that_was_killed(cut
     """Free though a child of it lives on, as workers that prepare images do for a while."""
     before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
     holder = subprocess.Popen(
-        [sys.executable, "-c", TWO_PROCESSES, cut], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, cut], stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
     assert holder.stdout is not None

@@ -112,7 +112,7 @@ class Training(lightning.LightningModule):
             seed = (self.recipe.seed, self.current_epoch, part)
             num_classes = self.model.config.num_classes
             images, target = mixed(images, labels, num_classes, self.recipe.loss, seed)
-        rate = self.row.get("firing_rate")
+        rate: Tensor | float | None = self.row.get("firing_rate")
         if batch_index % RATE_EVERY == 0 or rate is None:
             with count_spikes(self.model) as counts:
                 steps, penalty = self._forward(images)

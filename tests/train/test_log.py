@@ -46,6 +46,7 @@ def test_rows_from_before_a_new_column_and_from_before_a_stop_stay(tmp_path):
     table.save()
     table.log_metrics({"accuracy": 0.5}, 1)
     table.save()
+    assert [row["accuracy"] for row in rows(table.path)] == ["", "", "0.5"]
     again = Table(table.path, kept=2)
     again.log_metrics({"loss": 3.0}, 2)
     again.save()

@@ -2,16 +2,18 @@
 
     python benchmarks/startup.py
 
-What Python itself needs to start is taken off. Appends to benchmarks/results/startup.jsonl.
+What Python itself needs to start is taken off. Keeps its records in
+benchmarks/results/startup.jsonl.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from spikedriven.records import Record, append_records, this_command, this_commit, this_device
+from spikedriven.records import keep_records, measured
 
 RESULTS = Path(__file__).parent / "results" / "startup.jsonl"
 ROUNDS = 15
@@ -24,6 +26,7 @@ COMMANDS = {
 
 def main() -> None:
     """Measure in turns and keep the medians."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(ROUNDS):
         for name, words in COMMANDS.items():
@@ -34,18 +37,8 @@ def main() -> None:
     for name, times in seconds.items():
         value = statistics.median(times) - nothing
         print(f"{name}: {value:.3f} s above Python's own {nothing:.3f} s")
-        record = Record(
-            metric="startup_seconds",
-            value=value,
-            unit="s",
-            subject=name,
-            count=ROUNDS,
-            command=this_command(),
-            commit=this_commit(),
-            device=this_device(),
-            context={"python": nothing},
-        )
-        append_records(RESULTS, [record])
+        record = measured("startup_seconds", value, "s", name, ROUNDS, python=nothing)
+        keep_records(RESULTS, [record])
 
 
 if __name__ == "__main__":

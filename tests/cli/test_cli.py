@@ -96,6 +96,22 @@ def test_predict_goes_on_after_an_unreadable_image(run, image, tmp_path, capsys)
     assert "1 of 2 images could not be read" in captured.err
 
 
+def test_one_unreadable_image_is_one_sentence(run, capsys):
+    assert "not a readable image" in refused(capsys, "predict", run, __file__)
+
+
+def test_predict_takes_the_weights_that_are_asked_for(run, image, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "checkpoints/last.safetensors").write_bytes(b"")
+    assert "last.safetensors" in refused(capsys, "predict", str(folder), image)
+    assert main(["predict", str(folder), image, "--weights", "best"]) == 0
+
+
+def test_an_evaluation_at_a_size_that_cannot_be_names_the_key(run, capsys):
+    sentence = refused(capsys, "eval", run, "data.image_size=17")
+    assert "data.image_size is 17; with model.stem_pool=0011" in sentence
+
+
 def test_predict_as_text_gives_probabilities(run, image, capsys):
     assert main(["predict", run, image]) == 0
     assert capsys.readouterr().out.startswith(image)
@@ -173,6 +189,17 @@ def test_models_counts_synaptic_operations_as_by_hand(models):
     assert rows["sdt_8_512"]["dense_synaptic_operations"] == pytest.approx(printed * 1e9, rel=1e-3)
 
 
+def test_models_charges_the_rates_that_were_measured(models):
+    """The figures of docs/energy.md: executed, the first layer once."""
+    measured = {
+        row["name"]: round(row["energy_by_measured_rates_mj"], 2)
+        for row in json.loads(models["json"])
+        if row["energy_by_measured_rates_mj"] is not None
+    }
+    assert measured == {"sdt_8_512": 5.61, "sdt_8_768": 19.37}
+    assert "sdt_8_768: 19.37 mJ executed" in models["text"]
+
+
 def test_the_table_of_models_fits_80_columns(models):
     assert max(map(len, models["text"].splitlines())) <= 80
 
@@ -218,6 +245,9 @@ def test_doctor_notices_what_is_installed_and_broken(capsys, monkeypatch):
         (["train", "fashion_mnist", "--data", "/nowhere"], "train-images-idx3-ubyte"),
         (["train", "nowhere.yaml"], "cannot be read"),
         (["train", "digits", "--resume", "x"], "--resume"),
+        (["train", "--resume", ""], "--resume is empty"),
+        (["train", "digits", "--run", ""], "--run is empty"),
+        (["train", "digits", "--run", __file__], "is no run; a run must have a folder of its own"),
         (["train", "--resume", "/nowhere"], "is no run"),
         (["train", "digits", "--run", "/proc/run"], "cannot be made"),
         (["train", "digits", "model.width=33"], "multiple of 8"),
@@ -358,7 +388,7 @@ def test_a_reader_that_goes_away_is_no_error():
         (ModuleNotFoundError("no timm", name="timm"), 'pip install "spikedriven[train]"'),
         (ModuleNotFoundError("no torch", name="torch"), "pip install spikedriven"),
         (RuntimeError("boom"), "(boom); this is a defect"),
-        (MemoryError(), "memory ran out"),
+        (MemoryError(), "data.batch_size, data.image_size, model.num_steps or model.width"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "memory ran out"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

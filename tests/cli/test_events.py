@@ -79,7 +79,7 @@ def test_training_takes_its_time_steps_from_the_data(run):
     assert trained.model().config.num_steps == FRAMES
     assert trained.model().config.in_channels == 2
     assert trained.metrics()["test_count"] == 22
-    assert run_info(trained).num_steps == FRAMES
+    assert run_info(trained, trained.model().config).num_steps == FRAMES
 
 
 def test_a_contradicting_number_of_steps_is_refused(folder, tmp_path, capsys):
@@ -124,7 +124,9 @@ def test_predict_and_run_say_the_same_of_a_recording(run, program, recording, ca
     (said,) = json.loads(capsys.readouterr().out)
     assert main(["run", program, recording, "--json"]) == 0
     (executed,) = json.loads(capsys.readouterr().out)
-    model, info = Run.open(Path(run)).model(), run_info(Run.open(Path(run)))
+    trained = Run.open(Path(run))
+    model = trained.model()
+    info = run_info(trained, model.config)
     with torch.inference_mode():
         shares = model(read_sample(Path(recording), info)[None]).softmax(-1)[0]
     assert said["classes"][0] == info.classes[int(shares.argmax())]

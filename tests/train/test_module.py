@@ -1,6 +1,7 @@
 """One step: the loss, the optimiser and its rate are the published ones."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from tests.helpers.golden import FOLDER, Golden
 from spikedriven import create_model
 from spikedriven.data import open_data
 from spikedriven.train.config import LossConfig, OptimizerConfig, ScheduleConfig
+from spikedriven.train.log import quiet_lightning
 from spikedriven.train.losses import loss_of_steps, tet_loss
 from spikedriven.train.mix import mixed
-from spikedriven.train.module import build_optimizer, set_rate
+from spikedriven.train.module import Training, build_optimizer, set_rate
 from spikedriven.train.recipe import load_recipe
 from spikedriven.train.recompute import recompute_blocks
 
@@ -86,6 +88,60 @@ def test_tet_is_the_mean_over_steps_plus_the_pull():
     entropy = sum(-step.log_softmax(-1)[range(4), target].mean() for step in steps) / 3
     expected = 0.999 * entropy + 0.001 * ((steps - 1) ** 2).mean()
     assert tet_loss(steps, target, 0.001) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_under_tet_the_targets_of_every_step_are_smoothed():
+    steps, target = torch.randn(3, 4, 5), torch.tensor([0, 1, 2, 3])
+    smooth = 0.7 * torch.nn.functional.one_hot(target, 5) + 0.3 / 5
+    entropy = -(smooth * steps.log_softmax(-1)).sum(-1).mean()
+    expected = 0.9 * entropy + 0.1 * ((steps - 1) ** 2).mean()
+    found = loss_of_steps(steps, target, LossConfig(tet_weight=0.1, label_smoothing=0.3))
+    assert found == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "mixes"),
+    [
+        (["loss.mixup=1", "loss.mixup_epochs=2"], [True, True, False, False]),
+        (["loss.cutmix=1"], [True] * 4),
+        (["loss.cutmix=1", "loss.mixup_epochs=0"], [False] * 4),
+        ([], [False] * 4),
+    ],
+)
+def test_as_many_epochs_are_mixed_as_the_recipe_says(monkeypatch, setting, mixes):
+    recipe = load_recipe("digits", ["schedule.epochs=4", *setting])
+    training = Training(create_model("sdt_tiny", width=8, num_heads=1), recipe)
+    found = []
+    for epoch in range(4):
+        monkeypatch.setattr(Training, "current_epoch", epoch)
+        found.append(training._mixes())
+    assert found == mixes
+
+
+def test_what_a_step_logs_is_read_only_when_it_is_asked_for(monkeypatch):
+    """To read a value waits for the device."""
+    training = Training(create_model("sdt_tiny", width=8, num_heads=1), load_recipe("digits"))
+    monkeypatch.setattr(Training, "log", lambda *_arguments, **_keywords: None)
+    with monkeypatch.context() as patch:
+        for name in ("item", "tolist", "__float__"):
+            patch.setattr(torch.Tensor, name, lambda _tensor: pytest.fail("a step has waited"))
+        training._note("loss", torch.tensor(0.5, dtype=torch.float64))
+        training._note("firing_rate", 0.25)
+    assert training.logged == {"loss": 0.5, "firing_rate": 0.25}
+    state = {"state_dict": training.state_dict()}
+    training.on_save_checkpoint(state)
+    assert state["row"] == training.logged
+    training.row = {}
+    training.on_load_checkpoint(state)
+    assert training.logged == state["row"]
+
+
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_timm_says_nothing_of_a_schedule_of_one_epoch(caplog, is_quiet):
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig())
+    with quiet_lightning() if is_quiet else nullcontext():
+        set_rate(optimizer, ScheduleConfig(epochs=1), 0)
+    assert bool(caplog.records) != is_quiet
 
 
 def test_without_tet_the_loss_is_that_of_the_mean_over_time():

@@ -336,6 +336,16 @@ def test_devices_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(BackendError, match=r"4 GPUs are asked for and 3 .* set trainer.devices=3"):
         check_processes(trainer("trainer.devices=4", "trainer.accelerator=gpu"))
+    with pytest.raises(BackendError, match=r"4 GPUs are asked for and 3"):
+        check_processes(trainer("trainer.devices=4"))  # by `auto`, which takes the GPUs
+    check_processes(trainer("trainer.devices=3"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="999 processes on the CPU"):
+        check_processes(trainer("trainer.devices=999"))
+    with pytest.raises(ConfigError, match=r"3 machines .* torchrun --nnodes 3 .*-node 2 -m"):
+        check_processes(trainer("trainer.devices=2", "trainer.nodes=3"))
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    check_processes(trainer("trainer.devices=2", "trainer.nodes=3"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"2 processes were started .* asks for 1"):
         check_processes(trainer())

@@ -61,8 +61,16 @@ def test_seeds_that_are_no_numbers_are_refused(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_of_another_recipe_is_refused(tmp_path):
-    (tmp_path / "seed0").mkdir()
-    (tmp_path / "seed0/recipe.yaml").write_text(load_recipe("digits", ["seed=7"]).to_yaml())
+@pytest.mark.parametrize("other", ["seed0", "seed1"])
+def test_a_folder_of_another_recipe_is_refused_before_anything_is_trained(tmp_path, other):
+    (tmp_path / other).mkdir()
+    (tmp_path / other / "recipe.yaml").write_text(load_recipe("digits", ["seed=7"]).to_yaml())
     with pytest.raises(ConfigError, match="another recipe"):
         fit_seeds(load_recipe("digits"), [0, 1], run_dir=tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [other]
+
+
+def test_a_seed_that_cannot_be_is_refused_before_the_first_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="seed is -1"):
+        fit_seeds(load_recipe("digits"), [0, -1], run_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

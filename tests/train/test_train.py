@@ -13,20 +13,26 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from spikedriven import create_model
+from spikedriven.data import open_data
 from spikedriven.errors import CheckpointError, ConfigError, DataError
-from spikedriven.models.sdt import Stem
+from spikedriven.models.sdt import SpikeDrivenTransformer, Stem
 from spikedriven.records import read_records
 from spikedriven.train import checkpoint, progress
 from spikedriven.train import fit as fit_module
-from spikedriven.train.checkpoint import WholeFileIO
-from spikedriven.train.evaluate import evaluate
+from spikedriven.train import run as run_module
+from spikedriven.train.checkpoint import KeepWeights, WholeFileIO
+from spikedriven.train.evaluate import Evaluation, evaluate
 from spikedriven.train.fit import fit, resume
+from spikedriven.train.log import Table
 from spikedriven.train.module import Training
 from spikedriven.train.predict import predict
 from spikedriven.train.recipe import load_recipe
@@ -44,6 +50,9 @@ TINY = [
     "data.batch_size=128",
     "schedule.epochs=4",
 ]
+
+STILL = ["optimizer.lr=1e-30", "schedule.min_lr=0", "schedule.warmup_epochs=0", "schedule.epochs=1"]
+"""Steps that move a weight by 1e-30 at most."""
 
 
 def tiny(*settings: str):
@@ -69,7 +78,7 @@ def stopping(at_epoch: int, at_batch: int, stop):
     return step
 
 
-def interrupt(*_arguments):
+def interrupt(*_arguments, **_keywords):
     raise KeyboardInterrupt
 
 
@@ -183,6 +192,34 @@ def test_evaluation_repeats_what_the_run_reported(finished):
     assert result.accuracy == metrics["test_accuracy"]
     assert result.firing_rates == metrics["firing_rates"]
     assert evaluate(finished, split="validation", weights="best").count == 719
+    labels = open_data(tiny().data).test.labels
+    assert [sum(row) for row in result.confusion] == np.bincount(labels).tolist()
+
+
+def test_the_worst_mistakes_come_first_and_hits_are_none():
+    result = Evaluation(
+        accuracy=0.5, loss=1.0, count=20, firing_rates={}, classes=("a", "b", "c"),
+        confusion=[[9, 1, 3], [0, 1, 2], [4, 0, 0]],
+    )  # fmt: skip
+    assert result.worst() == [("c", "a", 4), ("a", "c", 3), ("b", "c", 2)]
+    assert result.worst(9)[3:] == [("a", "b", 1)]
+
+
+def test_of_equally_good_epochs_the_first_is_the_best(tmp_path, monkeypatch):
+    saved = []
+    trainer = SimpleNamespace(loggers=[], save_checkpoint=lambda _file: None, current_epoch=0)
+    keep = KeepWeights(Run(tmp_path), Table(tmp_path / "metrics.csv"))
+    training = Training(create_model("sdt_tiny", width=8, num_heads=1), tiny())
+    monkeypatch.setattr(
+        keep,
+        "_keep_weights",
+        lambda trainer, _module, which: saved.append((which, trainer.current_epoch)),
+    )
+    for epoch, accuracy in enumerate((0.5, 0.5, 0.7, 0.6, 0.7)):
+        trainer.callback_metrics = {"validation_accuracy": torch.tensor(accuracy)}
+        trainer.current_epoch = epoch
+        keep.on_train_epoch_end(trainer, training)
+    assert [epoch for which, epoch in saved if which == "best"] == [0, 2]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_path):
@@ -355,6 +392,50 @@ def test_the_optimiser_steps_once_for_accumulated_batches(tmp_path):
     assert steps == [3, 5, 3, 5]  # six batches an epoch: the last two step together
 
 
+def test_a_step_adds_the_gradients_of_its_batches_each_over_the_number_asked_for(tmp_path):
+    """So does the last, whose two batches are fewer than the four."""
+    single, stepped = [], []
+    original = Training.training_step
+
+    def watched(self, batch, batch_index):
+        loss = original(self, batch, batch_index)
+        single.append(torch.autograd.grad(loss, self.model.head.bias, retain_graph=True)[0])
+        return loss
+
+    def look(self, _optimizer):
+        stepped.append(self.model.head.bias.grad.clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "training_step", watched)
+        patch.setattr(Training, "on_before_optimizer_step", look)
+        fit(tiny("trainer.accumulate=4", *STILL), run_dir=tmp_path / "run")
+    for group, found in zip((single[:4], single[4:]), stepped, strict=True):
+        assert torch.allclose(found, sum(group) / 4, atol=1e-7)  # roundings of single precision
+        assert found.abs().max() > 1e-3
+
+
+def test_the_averaged_model_is_the_one_that_is_validated(tmp_path):
+    used, validating = [], []
+    forward, validation_step = SpikeDrivenTransformer.forward, Training.validation_step
+
+    def seen(self, x):
+        used.extend([self] * bool(validating))
+        return forward(self, x)
+
+    def watched(self, batch, batch_index):
+        validating.append(self)
+        validation_step(self, batch, batch_index)
+        assert used == [self.kept]
+        assert self.kept is not self.model
+        used.clear()
+        validating.clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpikeDrivenTransformer, "forward", seen)
+        patch.setattr(Training, "validation_step", watched)
+        fit(tiny("optimizer.ema=0.9", *STILL), run_dir=tmp_path / "run")
+
+
 def test_nothing_is_logged_twice_or_lost_at_any_distance_of_log_and_checkpoint(
     tmp_path, monkeypatch
 ):
@@ -436,8 +517,10 @@ def test_a_disk_that_is_full_for_the_log_is_said_in_one_sentence(cut, monkeypatc
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    with pytest.raises(DivergedError, match=r"epoch \d, step \d.*lower optimizer\.lr"):
-        fit(tiny("optimizer.lr=1e30"), run_dir=tmp_path / "wild")
+    with pytest.raises(DivergedError, match=r"epoch \d, step \d.*lower optimizer\.lr") as refusal:
+        fit(tiny("optimizer.lr=1e30", "schedule.warmup_epochs=0"), run_dir=tmp_path / "wild")
+    assert not list((tmp_path / "wild/checkpoints").iterdir())
+    assert "last checkpoint" not in str(refusal.value)  # there is none
 
 
 def test_a_weight_that_is_no_number_never_reaches_a_checkpoint(cut, monkeypatch):
@@ -537,10 +620,6 @@ def test_a_run_continues_where_a_newer_version_knows_more_keys(finished, cut):
     assert_same_run(finished, cut)
 
 
-STILL = ["optimizer.lr=1e-30", "schedule.min_lr=0", "schedule.warmup_epochs=0", "schedule.epochs=1"]
-"""Steps that move a weight by 1e-30 at most."""
-
-
 @pytest.mark.parametrize("source", ["run", "file"])
 def test_training_begins_from_given_weights_at_another_number_of_steps(finished, tmp_path, source):
     begin = finished if source == "run" else finished / "checkpoints/last.safetensors"
@@ -579,11 +658,72 @@ def test_weights_that_do_not_fit_are_refused_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_metrics_are_refused(finished, tmp_path):
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize("damaged", ['{"test_accuracy":', "5", "null", "[]", "{}", NESTED])
+def test_damaged_metrics_are_refused_and_the_run_counts_as_finished(finished, tmp_path, damaged):
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    (folder / "metrics.json").write_text('{"test_accuracy":')
-    with pytest.raises(DataError, match=r"metrics\.json is damaged"):
+    (folder / "metrics.json").write_text(damaged)
+    with pytest.raises(DataError, match=r"metrics\.json is damaged .* remove it .* --resume"):
         predict(folder, [])
+    with pytest.raises(ConfigError, match="has finished"):
+        resume(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"classes": ["a"]}, "it has 1 classes and the model 10"),
+        ({"in_channels": 3}, "it has 3 channels and the model 1"),
+        ({"std": []}, "means and deviations"),
+        ({"mean": 3}, '"mean"'),
+        ({"classes": None}, "classes"),
+        ({"image_size": "large"}, '"image_size"'),
+        ({"colour": 1}, "'colour' is not accepted"),
+        (None, "no mapping"),
+    ],
+)
+def test_metrics_of_something_else_are_refused_by_name(finished, tmp_path, changes, reason):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    metrics = json.loads((finished / "metrics.json").read_text())
+    data = metrics["data"] | changes if changes else 3
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"data": data}))
+    with pytest.raises(DataError, match=re.escape(reason)) as refusal:
+        predict(folder, [])
+    assert "\n" not in str(refusal.value)
+
+
+def test_before_its_first_epoch_has_ended_a_run_is_to_be_continued(tmp_path):
+    fit_and_stop(tiny("trainer.checkpoint_every=1"), tmp_path / "run", at_epoch=0)
+    for use in (evaluate, lambda folder: predict(folder, [])):
+        with pytest.raises(ConfigError, match=r"no epoch has ended.*train --resume"):
+            use(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("width: 16", "width: 32"), ("depth: 1", "depth: null"), ("sdt_tiny", "sdt_2_256_gesture")],
+)
+def test_weights_that_the_recipe_does_not_describe_are_refused(finished, tmp_path, old, new):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    recipe = (folder / "recipe.yaml").read_text()
+    assert old in recipe
+    (folder / "recipe.yaml").write_text(recipe.replace(old, new))
+    with pytest.raises(CheckpointError, match=r"recipe\.yaml of its run says"):
+        evaluate(folder)
+
+
+def test_the_best_of_an_empty_validation_split_is_refused_before_training(tmp_path):
+    """A tenth of one image of each class holds out none."""
+    for split in ("train", "val"):
+        for name in ("one", "two"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 90).save(tmp_path / "data" / split / name / "image.png")
+    words = ["data.name=image_folder", "data.validation_fraction=0.1", "evaluate=best"]
+    with pytest.raises(ConfigError, match="the validation split is empty"):
+        fit(tiny(*words), run_dir=tmp_path / "run", data_root=tmp_path / "data")
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_weights_are_refused(finished, tmp_path):
@@ -594,6 +734,60 @@ def test_damaged_weights_are_refused(finished, tmp_path):
         evaluate(folder)
     with pytest.raises(ConfigError, match="last or best"):
         Run.open(folder).model("first")
+
+
+TWO_PROCESSES = """
+import os, sys, time
+from pathlib import Path
+from spikedriven.train.run import Run
+with Run(Path(sys.argv[1])).held(print):
+    if worker := os.fork():
+        print(worker, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_is_trained_by_one_process_and_free_again_once_that_was_killed(cut):
+    """Free though a child of it lives on, as workers that prepare images do for a while."""
+    before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
+    holder = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, cut], stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(ConfigError, match="is being trained by another process"):
+            resume(cut)
+        assert {file: file.read_bytes() for file in before} == before
+        holder.kill()
+        holder.wait()
+        with Run(cut).held(pytest.fail):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.communicate()
+
+
+def test_a_file_system_without_locks_is_said_and_does_not_stop_a_run(cut, monkeypatch):
+    def none(_file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_module, "_lock", none)
+    lines = []
+    with Run(cut).held(lines.append):
+        assert "No locks available" in lines[0]
+
+
+@pytest.mark.parametrize("stage", ["mkdir", "fsync", "rename"])
+def test_a_run_that_is_stopped_while_its_folder_is_made_leaves_none(tmp_path, monkeypatch, stage):
+    with monkeypatch.context() as patch:
+        patch.setattr(os if stage == "fsync" else Path, stage, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Run.create(tmp_path / "run", tiny())
+    assert list(tmp_path.iterdir()) == []
+    assert Run.create(tmp_path / "run", tiny()).recipe() == tiny()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_existing_folder_is_never_overwritten(finished):

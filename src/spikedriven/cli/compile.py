@@ -14,10 +14,11 @@ def run(options: Namespace) -> int:
     from spikedriven.train.run import Run
 
     trained = Run.open(Path(options.run))
-    info = run_info(trained)
+    model = trained.model(options.checkpoint)
+    info = run_info(trained, model.config)
     begin = time.perf_counter()
     program = compile_model(
-        trained.model(options.checkpoint),
+        model,
         options.weights,
         mean=info.mean,
         std=info.std,

@@ -100,6 +100,6 @@ def show_answers(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
                 say(f"{answer['path']}  " + "  ".join(f"{c} {p:.3f}" for c, p in pairs))
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    if errors:
+    if errors and len(answers) > 1:
         print(f"error: {len(errors)} of {len(answers)} images could not be read", file=sys.stderr)
     return 2 if errors else 0

@@ -19,8 +19,8 @@ def run(options: Namespace) -> int:
             f"--format is {options.format!r}; it must be one of {', '.join(FORMATS)}: choose one"
         )
     trained = Run.open(Path(options.run))
-    info = run_info(trained)
     model = trained.model(options.checkpoint)
+    info = run_info(trained, model.config)
     name = Path(options.run).resolve().name
     path = Path(options.output or f"{name}-{options.format}{FORMATS[options.format]}")
     if options.format == "onnx":

@@ -73,6 +73,7 @@ def build_parser() -> ArgumentParser:
     predict = verb("predict", "classify image files, or recordings of events")
     predict.add_argument("run", metavar="RUN")
     predict.add_argument("images", metavar="FILE", nargs="+")
+    predict.add_argument("--weights", help="last or best; default: the recipe's")
     predict.add_argument("--top", type=int, default=5, help="classes to name for each image")
 
     energy = verb("energy", "charge what a run or a table of firing rates computes, in joules")
@@ -205,7 +206,10 @@ def _sentence(error: Exception) -> str:
     # torch, which is not imported here, has its own words for the same thing.
     out_of_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first_line
     if isinstance(error, MemoryError) or out_of_memory:
-        return "memory ran out; the model and a batch must fit into it: lower data.batch_size"
+        return (
+            "memory ran out; the model and a batch must fit into it: lower data.batch_size, "
+            "data.image_size, model.num_steps or model.width"
+        )
     return (
         f"unexpected {type(error).__name__} ({first_line}); this is a defect: "
         "run again with --debug and report what it prints"

@@ -12,7 +12,10 @@ def run(options: Namespace) -> int:
     from spikedriven.train.predict import predict
 
     predictions = predict(
-        Path(options.run), [Path(image) for image in options.images], top_k=options.top
+        Path(options.run),
+        [Path(image) for image in options.images],
+        top_k=options.top,
+        weights=options.weights,
     )
     answers = [{**asdict(p), "path": str(p.path)} for p in predictions]
     return show_answers(answers, as_json=options.json)

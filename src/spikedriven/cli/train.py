@@ -17,6 +17,9 @@ def run(options: Namespace) -> int:
     from spikedriven.train.processes import this_rank
     from spikedriven.train.recipe import load_recipe
 
+    for name in ("run", "resume"):
+        if getattr(options, name) == "":
+            raise ConfigError(f"--{name} is empty; it must name a folder: write --{name} runs/NAME")
     on_terminal = sys.stdout.isatty() and this_rank() == 0
     keywords: dict[str, Any] = {
         "data_root": Path(options.data) if options.data else None,

@@ -151,7 +151,7 @@ class KeepWeights(lightning.Callback):
 
     Args:
         run: Where to keep them.
-        table: Written whole before every state, which notes how many rows it had.
+        table: Written out before every state, which notes how many rows it had.
         every: Optimiser steps between two states inside an epoch; None keeps none there.
     """
 
@@ -189,7 +189,7 @@ class KeepWeights(lightning.Callback):
         # Due, but logged only after this hook; the attribute is set by the connector of loggers.
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             place = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1}
-            self.row = {**pl_module.row, **place}
+            self.row = {**pl_module.logged, **place}
         self._keep_state(trainer)
         self.row = None
 

@@ -125,7 +125,8 @@ class ScheduleConfig:
         if self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"schedule.warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs; warm-up "
-                "must end before they do: shorten it"
+                f"must end before they do: set schedule.warmup_epochs={self.epochs - 1}, or raise "
+                "schedule.epochs"
             )
         if self.single_step_epochs >= self.total_epochs:
             raise ConfigError(
@@ -260,7 +261,8 @@ class TrainerConfig:
     gradient_clip: float | None = None
     """Largest norm of the gradient; None does not clip."""
     accumulate: int = 1
-    """Batches whose gradients are averaged before the optimiser steps."""
+    """Batches whose gradients, each divided by this number, are added before the optimiser steps:
+    their average, but for the last step of an epoch, whose batches may be fewer."""
     recompute: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
     checkpoint_every: int | None = None
@@ -340,7 +342,13 @@ class Recipe:
     """Weights whose test accuracy is the run's: `last`, or `best` on the validation split."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "at least 0", "give a whole number")
+        _require(
+            0 <= self.seed < 2**63,
+            "seed",
+            self.seed,
+            "at least 0 and below 2**63",
+            "give a smaller number" if self.seed > 0 else "give a whole number",
+        )
         _require(
             self.evaluate in ("last", "best"),
             "evaluate",

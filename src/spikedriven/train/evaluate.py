@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from spikedriven.data import ArrayDataset, PartSampler, Splits, make_loader, open_data
+from spikedriven.data import ArrayDataset, DataInfo, PartSampler, Splits, make_loader, open_data
 from spikedriven.errors import ConfigError, DataError
-from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.config import Recipe
 from spikedriven.train.processes import sum_over_processes, this_place
@@ -56,6 +56,19 @@ def open_run_data(run: Run, data_root: Path | None) -> Splits:
     return open_data(recipe.data, data_root, seed=recipe.seed)
 
 
+def check_image_size(info: DataInfo, config: SDTConfig) -> None:
+    """Check that a model's stem can halve the data's images as often as it does.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if info.image_size % config.stride:
+        raise ConfigError(
+            f"data.image_size is {info.image_size}; with model.stem_pool={config.stem_pool} "
+            f"it must be a multiple of {config.stride}: change one of them"
+        )
+
+
 def device_for(recipe: Recipe) -> torch.device:
     """Return the GPU where there is one and the recipe does not say `cpu`, else the CPU."""
     on_gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
@@ -97,6 +110,7 @@ def evaluate(
     recipe = load_recipe(run.recipe_file, settings)
     model = run.model(weights).to(device_for(recipe))
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
+    check_image_size(splits.info, model.config)
     return evaluate_model(model, splits.test if split == "test" else splits.validation)
 
 

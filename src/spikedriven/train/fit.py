@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from spikedriven.records import Record, append_records, this_command, this_commi
 from spikedriven.train.checkpoint import KeepWeights, WholeFileIO, newest_state, table_of
 from spikedriven.train.config import Recipe, TrainerConfig
 from spikedriven.train.distill import open_teacher
-from spikedriven.train.evaluate import device_for, evaluate_model
+from spikedriven.train.evaluate import check_image_size, device_for, evaluate_model
 from spikedriven.train.log import line_writer, open_board, quiet_lightning
 from spikedriven.train.module import Training
 from spikedriven.train.processes import (
@@ -100,7 +100,7 @@ def resume(
     run = Run.open(run_dir)
     recipe = run.recipe()
     check_processes(recipe.trainer)
-    if run.metrics():
+    if run.has_finished:
         raise ConfigError(
             f"{run_dir} has finished; only a run that stopped early can be continued: "
             "start another with --run"
@@ -148,20 +148,32 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
                 f"set model.{name}={number} or choose other data"
             )
     model = create_model(recipe.model.name, **(wanted | found))
-    stride = model.config.stride
-    if info.image_size % stride:
-        raise ConfigError(
-            f"data.image_size is {info.image_size}; with model.stem_pool={model.config.stem_pool} "
-            f"it must be a multiple of {stride}: change one of them"
-        )
+    check_image_size(info, model.config)
     if len(splits.train) == 0:
         raise ConfigError(
             "no training image is left; data.validation_fraction must leave some: lower it"
+        )
+    if recipe.evaluate == "best" and len(splits.validation) == 0:
+        raise ConfigError(
+            "evaluate is best and the validation split is empty; it must hold images to choose by: "
+            "raise data.validation_fraction, or set evaluate=last"
         )
     return model
 
 
 def _train(
+    run: Run,
+    training: Training,
+    splits: Splits,
+    show_progress: bool,
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    write = line_writer(run, say)
+    with run.held(write) if this_rank() == 0 else nullcontext():
+        return _train_alone(run, training, splits, show_progress, say)
+
+
+def _train_alone(
     run: Run,
     training: Training,
     splits: Splits,

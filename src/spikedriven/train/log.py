@@ -3,9 +3,10 @@
 import csv
 import io
 import logging
+import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ ROWS_AT_ONCE = 100
 
 
 class Table(Logger):
-    """`metrics.csv`: what was logged, row by row; at every moment the file on the disk is whole.
+    """`metrics.csv`: what was logged, row by row.
+
+    It is written whole when a session begins and when a column is new; in between, rows are
+    appended. A process that is killed meanwhile may leave a part of a row, which lies behind all
+    that a state knows of and goes when the run continues.
 
     Args:
         path: The file.
@@ -35,7 +40,9 @@ class Table(Logger):
         super().__init__()
         self.path = path
         self.rows: list[Row] = _rows(path)[:kept]
-        self.unwritten = 0
+        self.columns: list[str] = []
+        self.on_disk = 0
+        """How many of the rows are known to lie in the file, under these columns."""
 
     @property
     def name(self) -> str:
@@ -55,27 +62,40 @@ class Table(Logger):
         """Add a row."""
         assert step is not None
         self.rows.append({**metrics, "step": step})
-        self.unwritten += 1
-        if self.unwritten >= ROWS_AT_ONCE:
+        if len(self.rows) - self.on_disk >= ROWS_AT_ONCE:
             self.save()
 
     @rank_zero_only
     def save(self) -> None:
-        """Write all rows."""
-        columns = sorted({name for row in self.rows for name in row})
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_whole(self.path, text.getvalue().encode())
-        self.unwritten = 0
+        """Bring all rows onto the disk."""
+        new = self.rows[self.on_disk :]
+        columns = sorted({*self.columns, *(name for row in new for name in row)})
+        if self.on_disk and columns == self.columns:
+            self.on_disk = 0  # until it is done: after a failure half-way, all are written again
+            with self.path.open("ab") as file:
+                file.write(_csv(columns, new))
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            self.on_disk = 0
+            write_whole(self.path, _csv(columns, self.rows, header=True))
+        self.columns, self.on_disk = columns, len(self.rows)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
         del status
-        if self.unwritten:
+        if self.on_disk < len(self.rows):
             self.save()
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Row], *, header: bool = False) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def _rows(path: Path) -> list[Row]:
@@ -107,8 +127,9 @@ def line_writer(run: Run, say: Callable[[str], None] | None) -> Callable[[str], 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advertisements and hints off the screen."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    """Keep Lightning's advertisements and hints, and timm's on short schedules, off the screen."""
+    noisy = ("lightning.pytorch", "lightning.fabric", "timm.scheduler")
+    loggers = [logging.getLogger(name) for name in noisy]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\b")

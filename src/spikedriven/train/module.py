@@ -54,8 +54,14 @@ class Training(lightning.LightningModule):
         num_classes = model.config.num_classes
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.validation_loss = MeanMetric()
-        self.row: dict[str, float] = {}
-        """What the last step logged; a firing rate stands until the next is counted."""
+        self.row: dict[str, Tensor] = {}
+        """What the last step logged; a firing rate stands until the next is counted. To read a
+        value waits for the device, so no step does."""
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What the last step logged, as numbers."""
+        return {name: value.item() for name, value in self.row.items()}
 
     @property
     def kept(self) -> SpikeDrivenTransformer:
@@ -91,7 +97,7 @@ class Training(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the recipe beside the state, and what the last step logged."""
         checkpoint["recipe"] = self.recipe.to_yaml()
-        checkpoint["row"] = self.row
+        checkpoint["row"] = self.logged
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the state is this recipe's.
@@ -107,7 +113,7 @@ class Training(lightning.LightningModule):
                 "the training state belongs to another recipe than the recipe.yaml beside it; a "
                 "run can only continue as it was started: undo the change, or start another run"
             )
-        self.row = checkpoint["row"]
+        self.row = {name: torch.tensor(value) for name, value in checkpoint["row"].items()}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch."""
@@ -118,7 +124,7 @@ class Training(lightning.LightningModule):
             seed = (self.recipe.seed, self.current_epoch, part)
             num_classes = self.model.config.num_classes
             images, target = mixed(images, labels, num_classes, self.recipe.loss, seed)
-        rate = self.row.get("firing_rate")
+        rate: Tensor | float | None = self.row.get("firing_rate")
         if batch_index % RATE_EVERY == 0 or rate is None:
             with count_spikes(self.model) as counts:
                 steps, penalty = self._forward(images)
@@ -176,7 +182,7 @@ class Training(lightning.LightningModule):
 
     def _note(self, name: str, value: Any, *, on_bar: bool = True) -> None:
         single = torch.as_tensor(value, dtype=torch.float32)  # as the table has it
-        self.row[name] = single.item()
+        self.row[name] = single
         self.log(name, single, prog_bar=on_bar)
 
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
 from spikedriven.data import DataInfo, read_sample
 from spikedriven.errors import ConfigError, DataError
+from spikedriven.models.sdt import SDTConfig
 from spikedriven.train.run import Run
 
 
@@ -36,14 +38,14 @@ def predict(
     Raises:
         ConfigError: The folder is no run or has not finished, `top_k` is below 1, or `weights`
             is unknown.
-        DataError: The run's metrics.json is damaged.
+        DataError: The run's metrics.json is damaged, or of another model.
         CheckpointError: The weights are damaged.
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; it must be at least 1: 5 is usual")
     run = Run.open(run_dir)
     model = run.model(weights)
-    info = run_info(run)
+    info = run_info(run, model.config)
     predictions = []
     for path in paths:
         try:
@@ -63,19 +65,37 @@ def predict(
     return predictions
 
 
-def run_info(run: Run) -> DataInfo:
+def run_info(run: Run, config: SDTConfig) -> DataInfo:
     """Return what a run knew about its data: to use it needs no dataset.
+
+    Args:
+        run: The run.
+        config: That of its model, which the data must fit.
 
     Raises:
         ConfigError: The run has not finished.
         DataError: Its metrics.json is damaged.
     """
-    metrics = run.metrics()
-    if "data" not in metrics:
+    if not run.has_finished:
         raise ConfigError(
             f"{run.folder} has not finished; it must have metrics.json: "
             f"continue it with spikedriven train --resume {run.folder}"
         )
-    stored = metrics["data"]
-    lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-    return DataInfo(**(stored | lists))
+    stored = run.metrics()["data"]
+    if not isinstance(stored, dict):
+        raise run.damaged_metrics("its data is no mapping")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataInfo)
+    try:
+        info = DataInfo(**parser.parse_object(stored).as_dict())
+    except ArgumentError as error:
+        raise run.damaged_metrics(" ".join(str(error).split())) from error
+    channels = config.in_channels
+    for what, found, wanted in (
+        ("classes", len(info.classes), config.num_classes),
+        ("channels", info.in_channels, channels),
+        ("means and deviations", len(info.mean + info.std), 2 * channels),
+    ):
+        if found != wanted:
+            raise run.damaged_metrics(f"it has {found} {what} and the model {wanted}")
+    return info

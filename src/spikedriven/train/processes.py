@@ -40,22 +40,30 @@ def check_processes(config: TrainerConfig) -> None:
     """Check that the devices which a recipe asks for are there.
 
     Raises:
-        BackendError: Fewer GPUs are there than are asked for.
-        ConfigError: `torchrun` started another number of processes.
+        BackendError: Fewer GPUs, or cores, are there than are asked for.
+        ConfigError: `torchrun` started another number of processes, or was not there to start
+            those on several machines.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.accelerator == "gpu" and gpus < config.devices:
+    on_gpu = config.accelerator == "gpu" or (config.accelerator == "auto" and gpus > 0)
+    if on_gpu and gpus < config.devices:
         raise BackendError(
             f"{config.devices} GPUs are asked for and {gpus} are there; each must exist: "
             + ("set trainer.accelerator=cpu" if gpus == 0 else f"set trainer.devices={gpus}")
         )
     cores = os.cpu_count() or 1
-    if config.accelerator == "cpu" and config.devices > cores:
+    if not on_gpu and config.devices > cores:
         raise BackendError(
             f"{config.devices} processes on the CPU are asked for and it has {cores} cores; each "
             f"must have one: set trainer.devices={cores}"
         )
     started = os.environ.get("WORLD_SIZE")
+    if started is None and config.nodes > 1:
+        raise ConfigError(
+            f"{config.nodes} machines are asked for and nothing says which of them this is; "
+            f"torchrun must start the run on each: torchrun --nnodes {config.nodes} --node-rank N "
+            f"--nproc-per-node {config.devices} -m -- spikedriven train ..."
+        )
     if started is not None and int(started) != config.processes:
         raise ConfigError(
             f"{started} processes were started and the recipe asks for {config.processes}; the "
@@ -105,7 +113,7 @@ def explained_processes(config: TrainerConfig) -> Iterator[None]:
             ) from error
         if config.processes > 1 and any(sign in str(error) for sign in _LOST):
             raise BackendError(
-                "another process of the run was lost; all must live, and the last checkpoint is "
-                "whole: continue with spikedriven train --resume"
+                "another process of the run was lost; all must live, and what was kept is whole: "
+                "continue with spikedriven train --resume"
             ) from error
         raise

@@ -41,14 +41,20 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "the t
     """
     try:
         content = yaml.load(text, _OnceLoader)
+        if isinstance(content, Mapping):
+            return _typed(content, overrides)
     except yaml.YAMLError as error:
+        # PyYAML knows the text alone; whose it is stands at the front.
+        told = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
         raise ConfigError(
-            f"{name} is not YAML ({' '.join(str(error).split())}); it must be a mapping of keys: "
-            "correct that line"
+            f"{name} is not YAML ({told}); it must be a mapping of keys: correct that line"
         ) from error
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{name} is no mapping; a recipe must have keys: start with model:")
-    return _typed(content, overrides)
+    except RecursionError as error:
+        raise ConfigError(
+            f"{name} is nested without end; a recipe must have sections and in them keys: start "
+            "from a packaged one"
+        ) from error
+    raise ConfigError(f"{name} is no mapping; a recipe must have keys: start with model:")
 
 
 def _text_of(name: str | Path) -> str:
@@ -75,6 +81,10 @@ class _OnceLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be one word", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -85,6 +95,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 def _typed(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     known = _keys(Recipe)
+    sections = {key.rpartition(".")[0] for key in known}
     given = _flat(content)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -94,15 +105,21 @@ def _typed(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
                 "write for example schedule.epochs=3"
             )
         given[key] = value
-    for key in given:
+    for key, value in given.items():
+        if key in sections:
+            first = next(name for name in known if name.startswith(f"{key}."))
+            raise ConfigError(
+                f"{key} is {value!r}; it is a section and must have keys of its own: set for "
+                f"example {first}"
+            )
         if key not in known:
             raise ConfigError(
                 f"{key!r} is no key of a recipe; its keys are those of the packaged recipes: "
-                f"{_nearest(key, known)}"
+                f"{_nearest_key(key, known)}"
             )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
-    arguments = [f"--{key}={_text(value)}" for key, value in given.items()]
+    arguments = [f"--{key}={_text(key, value)}" for key, value in given.items()]
     try:
         values = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
@@ -151,21 +168,41 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        inner = _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        if twice := min(inner.keys() & flat.keys(), default=None):
+            raise ConfigError(
+                f"{twice!r} stands twice, in its section and with dots; a key must stand once: "
+                "remove one of them"
+            )
+        flat |= inner
     return flat
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value).removesuffix("...\n").strip()
+# How YAML writes what others, and Python, write without the dot.
+_NO_NUMBERS = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        return yaml.safe_dump(value).removesuffix("...\n").strip()
+    return _NO_NUMBERS.get(value.lower(), value) if "float" in _wanted(key) else value
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    leaves = {key.rpartition(".")[2]: key for key in known}
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    close = close or [
-        leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1)
-    ]
+    close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    close = close or [
+        leaves[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1)
+    ]
+    if close:
+        return f"did you mean {close[0]}?"
+    section = key.rpartition(".")[0]
+    inside = [name for name in known if name.rpartition(".")[0] == section]
+    around = [field.name for field in dataclasses.fields(Recipe)]
+    return f"choose one of {', '.join((section and inside) or around)}"

@@ -40,8 +40,9 @@ def fit_seeds(
         `sd`, the deviation of one run, estimated with n - 1.
 
     Raises:
-        ConfigError: The seeds are too few or stand twice, a seed's folder holds another recipe, or
-            the recipe asks for several processes.
+        ConfigError: The seeds are too few, stand twice or cannot be, a seed's folder holds another
+            recipe, or the recipe asks for several processes.
+        DataError: A seed's metrics.json is damaged.
     """
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ConfigError(
@@ -58,7 +59,10 @@ def fit_seeds(
         "show_progress": show_progress,
         "say": say,
     }
-    runs = [_one(replace(recipe, seed=seed), run_dir / f"seed{seed}", keywords) for seed in seeds]
+    recipes = [(replace(recipe, seed=seed), run_dir / f"seed{seed}") for seed in seeds]
+    for one, folder in recipes:  # all of them before the first run takes its hours
+        _check(one, folder)
+    runs = [_one(one, folder, keywords) for one, folder in recipes]
     accuracies = [run["test_accuracy"] for run in runs]
     result = {
         "seeds": list(seeds),
@@ -81,13 +85,19 @@ def fit_seeds(
     return result
 
 
-def _one(recipe: Recipe, folder: Path, keywords: dict[str, Any]) -> dict[str, Any]:
+def _check(recipe: Recipe, folder: Path) -> None:
     if not folder.exists():
-        return fit(recipe, run_dir=folder, **keywords)
+        return
     run = Run.open(folder)
+    run.metrics()
     if run.recipe() != recipe:
         raise ConfigError(
             f"{folder} holds a run of another recipe; the runs of one folder must differ in their "
             "seeds alone: choose another folder with --run"
         )
-    return run.metrics() or resume(folder, **keywords)
+
+
+def _one(recipe: Recipe, folder: Path, keywords: dict[str, Any]) -> dict[str, Any]:
+    if not folder.exists():
+        return fit(recipe, run_dir=folder, **keywords)
+    return Run.open(folder).metrics() or resume(folder, **keywords)

@@ -31,8 +31,8 @@ def check_weights(trainer: lightning.Trainer, module: lightning.LightningModule)
         if found:
             raise DivergedError(
                 f"{name.removeprefix('model.')} holds a value that is no number in epoch "
-                f"{trainer.current_epoch + 1}; every weight must be one, and the last checkpoint "
-                f"is whole: {CURE}"
+                f"{trainer.current_epoch + 1}; every weight must be one, and no checkpoint holds "
+                f"this: {CURE}"
             )
 
 
@@ -52,11 +52,12 @@ class Watch(lightning.Callback):
     ) -> None:
         """Look at the loss of every step; of several processes all stop where one must."""
         del pl_module, batch
+        # The one place where a step waits for its device.
         loss = float(sum_over_processes(outputs["loss"].detach().clone()))
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} in epoch {trainer.current_epoch + 1}, step "
-                f"{batch_idx + 1}; it must be a number, and the last checkpoint is whole: "
+                f"{batch_idx + 1}; it must be a number, and no checkpoint holds what came of it: "
                 f"{CURE}"
             )
 

@@ -23,31 +23,55 @@ UNREADABLE = (
 )
 """What Pillow raises for a file that is no whole image."""
 
+LONGEST = 100
+"""How many times as long as wide an image may be: of a longer one the middle that is kept shows
+less than a hundredth, and resized whole it would fill the memory."""
+
 # Deeper pixels Pillow would cut off at 255 without a word.
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, of which only the header is read, and checked, so far.
+
+    Raises:
+        DataError: As in `open_image`, there or inside the block.
+    """
+    try:
+        if not path.is_file():  # of anything else reading might never end
+            raise DataError(
+                f"{path} is {'no file' if path.exists() else 'missing'}; it must be an image file: "
+                "check the path"
+            )
+        with Image.open(path) as image:
+            if image.mode not in _EIGHT_BIT:
+                raise DataError(
+                    f"{path} has pixels of mode {image.mode}; they must have 8 bits a channel: "
+                    "convert the file"
+                )
+            if max(image.size) > LONGEST * min(image.size):
+                raise DataError(
+                    f"{path} is {image.height} x {image.width} pixels; one side must be at most "
+                    f"{LONGEST} times the other: crop it"
+                )
+            yield image
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path} is not a readable image ({error}); it must be a whole image file: "
+            "repair or remove it"
+        ) from error
 
 
 def open_image(path: Path, in_channels: int) -> Image.Image:
     """Return an image file, whole, in grey or in colour.
 
     Raises:
-        DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
+        DataError: The file is missing, is no whole image, has more than 8 bits a channel, or is
+            more than `LONGEST` times as long as wide.
     """
-    try:
-        with Image.open(path) as opened:
-            deep = opened.mode not in _EIGHT_BIT
-            image = opened.convert("L" if in_channels == 1 else "RGB")
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path} is not a readable image ({error}); it must be a whole image file: "
-            "repair or remove it"
-        ) from error
-    if deep:
-        raise DataError(
-            f"{path} has pixels of mode {opened.mode}; they must have 8 bits a channel: "
-            "convert the file"
-        )
-    return image
+    with opened(path) as image:
+        return image.convert("L" if in_channels == 1 else "RGB")
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -72,7 +96,7 @@ def decode(
     """Return uint8 [C, size, size]: the shorter side resized to size / crop, the middle cropped.
 
     Raises:
-        DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
+        DataError: As in `open_image`.
     """
     pixels = pixels_of(open_image(path, in_channels))
     shorter = int(size / crop)

@@ -36,8 +36,8 @@ class AugmentConfig:
         check_types(self, "data.augment.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ConfigError(
-                f"data.augment.horizontal_flip is {self.horizontal_flip}; a probability must lie in [0, 1]: "
-                "0.5 is usual"
+                f"data.augment.horizontal_flip is {self.horizontal_flip}; a probability must lie "
+                "in [0, 1]: 0.5 is usual"
             )
         for name, limit in (
             ("crop_padding", 32), ("rotation", 180), ("zoom", 0.9), ("roll", 32), ("cutout", 128),
@@ -49,8 +49,8 @@ class AugmentConfig:
                 )
         if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
             raise ConfigError(
-                f"data.augment.crop_scale is {self.crop_scale}; a share of the area must lie in (0, 1]: "
-                "0.08 is usual, leave it out for none"
+                f"data.augment.crop_scale is {self.crop_scale}; a share of the area must lie in "
+                "(0, 1]: 0.08 is usual, leave it out for none"
             )
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ConfigError(
@@ -93,8 +93,8 @@ class DataConfig:
             )
         if not 0.5 <= self.crop <= 1:
             raise ConfigError(
-                f"data.crop is {self.crop}; it must lie in [0.5, 1]: 0.95 keeps the middle 95 % of the "
-                "shorter side"
+                f"data.crop is {self.crop}; it must lie in [0.5, 1]: 0.95 keeps the middle 95 % of "
+                "the shorter side"
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ConfigError(

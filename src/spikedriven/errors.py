@@ -4,6 +4,9 @@ A message is one sentence: what is, what must be, what to do. The command line p
 with code 2; nothing else in the package catches it.
 """
 
+import math
+from typing import get_args, get_type_hints
+
 
 class SpikeDrivenError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -30,3 +33,32 @@ class DataError(SpikeDrivenError):
 
 class BackendError(SpikeDrivenError):
     """A device or an optional package that was asked for is not there."""
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def check_types(config: object, section: str = "") -> None:
+    """Refuse a value that is not of the type its field says; a whole number may stand for a float.
+
+    Args:
+        config: A dataclass, with any of bool, int, float, str, None or other classes in its fields.
+        section: Where its fields stand in a recipe, with the dot: `data.`.
+
+    Raises:
+        ConfigError: A value is of another type, or a number that is not finite.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        kinds = get_args(hint) or (hint,)
+        fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+        if isinstance(value, bool):  # which Python takes for a whole number
+            fits = bool in kinds
+        elif isinstance(value, float):
+            fits = fits and math.isfinite(value)
+        if not fits:
+            wanted = " or ".join(_KINDS.get(kind, "nothing") for kind in kinds)
+            raise ConfigError(
+                f"{section}{name} is {value!r}, of type {type(value).__name__}; it must be "
+                f"{wanted}: convert it"
+            )

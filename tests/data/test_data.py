@@ -1,7 +1,9 @@
 """Every sample counts once, nothing depends on history, and damage is named."""
 
 import gzip
+import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from spikedriven.data import (
     open_data,
     read_sample,
 )
+from spikedriven.data.transforms import Augment
 from spikedriven.errors import ConfigError, DataError
 
 VARIED = AugmentConfig(horizontal_flip=0.5, crop_padding=1, rotation=10, zoom=0.1)
@@ -185,13 +188,80 @@ def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
         (lambda root: (root / "test/dog").rename(root / "test/fox"), "first difference"),
         (lambda root: (root / "test").rename(root / "else"), "no test folder"),
         (lambda root: (root / "train").rename(root / "else"), "no train folder"),
+        (
+            lambda root: [(root / f"train/{n}.png").touch() for n in (7, 8)],
+            r"2 files lie in .*train beside its class folders, the first being 7\.png",
+        ),
+        (lambda root: (root / "test/notes.txt").touch(), "1 files lie in"),
+        (
+            lambda root: [(root / name / "cat").mkdir(parents=True) for name in ("val", "valid")],
+            "folders val and valid; it must hold one",
+        ),
+        (lambda root: (root / "test/dog/2.png").mkdir(), "1 of 9 files cannot be used; .* no file"),
     ],
-    ids=["no image", "foreign file", "empty class", "other classes", "no test", "no train"],
+    ids=[
+        "no image",
+        "foreign file",
+        "empty class",
+        "other classes",
+        "no test",
+        "no train",
+        "loose images",
+        "loose text",
+        "two validations",
+        "a folder named as an image",
+    ],
 )
 def test_a_damaged_folder_is_refused_in_words(tmp_path, damage, message):
     damage(folder(tmp_path))
     with pytest.raises(DataError, match=message):
         open_data(DataConfig(name="image_folder"), tmp_path)
+
+
+def test_what_is_hidden_is_neither_class_nor_image(tmp_path):
+    root = folder(tmp_path, count=3)
+    (root / "train/.ipynb_checkpoints").mkdir()
+    (root / "test/.DS_Store").touch()
+    (root / "train/cat/._0.png").write_bytes(b"a shadow of another system")
+    splits = open_data(DataConfig(name="image_folder", validation_fraction=0), root)
+    assert splits.info.classes == ("cat", "dog")
+    assert (len(splits.train), len(splits.test)) == (6, 6)
+
+
+def test_held_out_images_are_drawn_from_each_class_and_the_same_for_every_seed(tmp_path):
+    root = folder(tmp_path, count=12)
+    config = DataConfig(name="image_folder", validation_fraction=0.25)
+    held = [[p.name for p in open_data(config, root, seed=n).validation.images] for n in (0, 1)]
+    assert held[0] == held[1]
+    names = sorted(f"{n}.png" for n in range(12))
+    for part in (held[0][:3], held[0][3:]):
+        assert len(set(part)) == 3
+        assert part not in (names[:3], names[-3:])
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
+@pytest.mark.parametrize("name", ["x.png", "x.npz"])
+def test_what_is_no_file_is_refused_unread(tmp_path, kind, name):
+    path = tmp_path / name
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)  # opened for reading it would wait for a writer for ever
+    info = INFO if name == "x.png" else replace(INFO, num_steps=2)
+    with pytest.raises(DataError, match="missing" if kind == "missing" else "no file"):
+        read_sample(path, info)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (801, 8)])
+def test_an_image_much_longer_than_wide_is_refused_before_it_is_resized(tmp_path, size):
+    Image.new("L", size).save(tmp_path / "long.png")
+    with pytest.raises(DataError, match="must be at most 100 times the other"):
+        read_sample(tmp_path / "long.png", replace(INFO, image_size=224))
+
+
+def test_an_image_a_hundred_times_as_long_as_wide_is_read(tmp_path):
+    Image.new("L", (800, 8), 255).save(tmp_path / "long.png")
+    assert (read_sample(tmp_path / "long.png", INFO) == 1).all()
 
 
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
@@ -231,6 +301,49 @@ def test_a_label_out_of_range_is_refused():
         ArrayDataset(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), np.array([2]), INFO)
 
 
+def test_a_folder_for_the_embedded_digits_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="digits are embedded"):
+        open_data(DataConfig(name="digits"), tmp_path)
+
+
+# MNIST's and CIFAR's are those of the released recipes and of PyTorch's examples; Fashion-MNIST's
+# those of its 60,000 training images.
+PUBLISHED = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_pixels_are_normalised_by_the_datasets_own_mean_and_deviation(tmp_path, monkeypatch, name):
+    from torchvision import datasets
+
+    class Stored:
+        """Stands for torchvision's, which reads only files of the published checksums."""
+
+        def __init__(self, root, train):
+            del root, train
+            self.data = np.zeros((20, 32, 32, 3), dtype=np.uint8)
+            self.targets, self.classes = [0, 1] * 10, ["a", "b"]
+
+    for layout, kind in (("cifar-10-batches-py", "CIFAR10"), ("cifar-100-python", "CIFAR100")):
+        (tmp_path / layout).mkdir()
+        monkeypatch.setattr(datasets, kind, Stored)
+    for prefix in ("train", "t10k"):
+        images, labels = np.zeros((20, 28, 28), dtype=np.uint8), np.arange(20, dtype=np.uint8) % 10
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    info = open_data(DataConfig(name=name), tmp_path).info
+    assert (info.mean, info.std) == PUBLISHED[name]
+
+
+def test_more_workers_than_cores_are_nobody_elses_business(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    make_loader(digits().test, batch_size=8, num_workers=3)
+
+
 def test_an_unknown_dataset_names_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean digits\?"):
         open_data(DataConfig(name="digit"))
@@ -248,7 +361,7 @@ def test_an_unknown_dataset_names_the_nearest():
     ],
 )
 def test_a_data_setting_refuses_nonsense(fields):
-    with pytest.raises(ConfigError, match=next(iter(fields))):
+    with pytest.raises(ConfigError, match=rf"^data\.{next(iter(fields))} is "):
         DataConfig(name="digits", **fields)
 
 
@@ -265,8 +378,76 @@ def test_a_data_setting_refuses_nonsense(fields):
     ],
 )
 def test_an_augmentation_refuses_nonsense(fields):
-    with pytest.raises(ConfigError, match=next(iter(fields))):
+    with pytest.raises(ConfigError, match=rf"^data\.augment\.{next(iter(fields))} is "):
         AugmentConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "wanted"),
+    [
+        (DataConfig, {"batch_size": 1.5}, "a whole number"),
+        (DataConfig, {"batch_size": np.int64(2)}, "a whole number"),
+        (DataConfig, {"num_workers": True}, "a whole number"),
+        (DataConfig, {"image_size": "16"}, "a whole number or nothing"),
+        (DataConfig, {"resident": "no"}, "true or false"),
+        (DataConfig, {"crop": float("nan")}, "a finite number"),
+        (DataConfig, {"interpolation": None}, "text"),
+        (AugmentConfig, {"rotation": "10"}, "a finite number"),
+        (AugmentConfig, {"zoom": None}, "a finite number"),
+        (AugmentConfig, {"roll": 1.0}, "a whole number"),
+        (AugmentConfig, {"rand_augment": 9}, "text or nothing"),
+    ],
+    ids=lambda part: str(part) if isinstance(part, dict) else "",
+)
+def test_a_setting_of_another_type_is_refused_and_says_which_it_must_be(kind, field, wanted):
+    section = "data" if kind is DataConfig else r"data\.augment"
+    name = {"name": "digits"} if kind is DataConfig else {}
+    pattern = rf"^{section}\.{next(iter(field))} is .*; it must be {wanted}: convert it$"
+    with pytest.raises(ConfigError, match=pattern):
+        kind(**name, **field)
+
+
+def test_a_whole_number_may_stand_for_a_float():
+    assert DataConfig(name="digits", crop=1, augment=AugmentConfig(rotation=10)).crop == 1
+
+
+def varied(pixels: torch.Tensor, count: int, **fields) -> list[torch.Tensor]:
+    augment = Augment(AugmentConfig(**fields), INFO)
+    return [augment(pixels, np.random.default_rng(n)) for n in range(count)]
+
+
+def test_a_mirror_image_exchanges_left_and_right():
+    pixels = torch.arange(12, dtype=torch.uint8).view(1, 3, 4)
+    (mirrored,) = varied(pixels, 1, horizontal_flip=1.0)
+    assert mirrored.tolist() == [[row[::-1] for row in pixels[0].tolist()]]
+
+
+def test_padding_shifts_by_every_distance_up_to_it_in_every_direction():
+    pixels = torch.zeros(1, 7, 7, dtype=torch.uint8)
+    pixels[0, 3, 3] = 1
+    found = {tuple(image.nonzero()[0].tolist()) for image in varied(pixels, 300, crop_padding=2)}
+    assert found == {(0, row, column) for row in range(1, 6) for column in range(1, 6)}
+
+
+def test_images_are_rotated_and_scaled_both_ways_and_no_further():
+    pixels = torch.zeros(1, 65, 65, dtype=torch.uint8)
+    pixels[0, 8:17, 28:37] = 255  # its middle is 20 above the middle of the image
+    columns = torch.arange(65) - 32
+
+    def lean(image: torch.Tensor) -> float:
+        return float((image[0] * columns).sum() / image.sum())
+
+    leans = [lean(image.double()) for image in varied(pixels, 60, rotation=30)]
+    most = 20 * np.sin(np.deg2rad(30)) + 0.2  # rounding to bytes moves the middle by less
+    assert -most <= min(leans) < -0.7 * most
+    assert 0.7 * most < max(leans) <= most
+
+    middle = torch.zeros(1, 65, 65, dtype=torch.uint8)
+    middle[0, 22:43, 22:43] = 255
+    whole = middle.double().sum()
+    areas = [float(image.double().sum() / whole) for image in varied(middle, 60, zoom=0.2)]
+    assert 0.8**2 - 0.02 <= min(areas) < 0.75
+    assert 1.3 < max(areas) <= 1.2**2 + 0.02
 
 
 def test_rand_augment_is_set_as_timms_own_training_sets_it():

@@ -272,7 +272,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
     cropped = DataConfig(name="nmnist", augment=AugmentConfig(crop_scale=0.5))
     with pytest.raises(ConfigError, match="crop_scale is set and nmnist holds recordings"):
         open_data(cropped, nmnist_folder(tmp_path / "again"))
-    with pytest.raises(ConfigError, match="nmnist is no folder of image files"):
+    with pytest.raises(ConfigError, match="nmnist holds no image files"):
         open_data(DataConfig(name="nmnist", crop=0.9), nmnist_folder(tmp_path / "third"))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -149,6 +150,69 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     torch.save({"fc.weight": torch.zeros(3, 3)}, path)
     with pytest.raises(CheckpointError, match="lacks the tensors"):
         sd.load_official(path)
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, torch.Tensor]:
+    return sd.to_official_state_dict(
+        sd.SpikeDrivenTransformer(sd.SDTConfig(1, 16, 3, stem_pool="0011"))
+    )
+
+
+def test_a_block_of_an_absurd_number_is_refused_before_a_model_is_built(released):
+    tensors = released | {"block.3000000.attn.q_conv.weight": torch.zeros(16, 16, 1, 1)}
+    with pytest.raises(CheckpointError, match=r"lacks 'blocks\.1\.attention"):
+        sd.load_official(tensors)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused_unread(released, tmp_path):
+    torch.save(released | {"zeros": torch.zeros(1_000_000)}, tmp_path / "stored.pth")
+    path = tmp_path / "packed.pth"
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for record in stored.infolist():
+            packed.writestr(record.filename, stored.read(record))
+    with pytest.raises(CheckpointError, match="would unpack to"):
+        sd.load_official(path)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"), [("module.", "'head.bias' under two names"), ("", "under two names")]
+)
+def test_a_tensor_that_stands_twice_is_refused(released, prefix, message):
+    keys = ["head.bias"] if prefix else ["blocks.0.mlp.expand.conv.bias"]  # as we name it
+    doubled = released | {f"{prefix}{key}": torch.zeros(3) for key in keys}
+    with pytest.raises(CheckpointError, match=message):
+        sd.load_official(doubled)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to("meta"),
+        lambda t: torch.zeros(1).expand(t.shape),
+    ],
+    ids=["sparse", "without content", "one number"],
+)
+def test_a_tensor_that_is_not_dense_is_refused_by_name(released, strange):
+    tensors = released | {"head.weight": strange(released["head.weight"])}
+    with pytest.raises(CheckpointError, match="tensors must be dense"):
+        sd.load_official(tensors)
+
+
+def test_weights_that_are_not_finite_are_refused(released):
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in 'head.weight'"):
+        sd.load_official(released | {"head.weight": torch.full((3, 16), torch.nan)})
+
+
+def test_a_strange_pickle_is_refused_in_one_sentence_and_no_warning(tmp_path, recwarn):
+    (tmp_path / "strange.pth").write_bytes(pickle.dumps({"state_dict": 1}, protocol=4))
+    with pytest.raises(CheckpointError):
+        sd.load_official(tmp_path / "strange.pth")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @pytest.mark.parametrize("name", [*NAMES, "cifar_tiny_steps"])

@@ -2,11 +2,13 @@
 
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
 import spikedriven as sd
 from spikedriven.errors import ConfigError, ShapeError
+from spikedriven.models.sdt import _check_input
 from spikedriven.models.variants import VARIANTS
 
 TINY = sd.SDTConfig(2, 32, 7, stem_pool="0011", num_heads=4)
@@ -175,12 +177,60 @@ def test_autocast_trains_with_finite_gradients(dtype):
         (torch.zeros(1, 0, 3, 16, 16), "has an empty axis"),
         (torch.zeros(1, 3, 18, 16), "multiples of 4"),
         (torch.full((1, 3, 16, 16), float("nan")), "NaN"),
+        (torch.zeros(1, 3, 16, 16).double(), r"convert it with x\.to\(torch\.float32\)"),
+        (torch.zeros(1, 3, 16, 16).half(), r"convert it with x\.to\(torch\.float32\)"),
     ],
-    ids=["channels", "rank", "integers", "no steps", "size", "NaN"],
+    ids=["channels", "rank", "integers", "no steps", "size", "NaN", "double", "half"],
 )
 def test_a_wrong_input_is_refused_in_words(x, message):
     with pytest.raises(ShapeError, match=message):
         sd.SpikeDrivenTransformer(TINY)(x)
+
+
+@pytest.mark.parametrize("x", [None, [[0.0]], np.zeros((1, 3, 16, 16), np.float32)], ids=type)
+def test_an_input_that_is_no_tensor_is_refused_in_words(x):
+    # Not by the model: in these tests its signature is checked before its body.
+    with pytest.raises(ShapeError, match="it must be a tensor"):
+        _check_input(x, TINY, torch.float32)
+
+
+def test_autocast_takes_what_it_converts_and_nothing_else():
+    model = sd.SpikeDrivenTransformer(TINY)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(images().bfloat16()).shape == (3, 7)
+        with pytest.raises(ShapeError, match=r"this model computes in torch\.float32"):
+            model(images())
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"num_steps": True}, "a whole number"),
+        ({"mlp_ratio": float("nan")}, "a finite number"),
+        ({"mlp_ratio": float("inf")}, "a finite number"),
+    ],
+    ids=["bool", "nan", "inf"],
+)
+def test_a_config_refuses_another_type_and_says_which_it_must_be(change, wanted):
+    # The other types meet, in these tests, the check of the signature before; see tests/data.
+    with pytest.raises(ConfigError, match=f"; it must be {wanted}: convert it$"):
+        sd.create_model("sdt_tiny", **change)
+
+
+def test_weights_begin_as_released():
+    """Normal with deviation 0.02 for convolutions, no bias, norms one: `_init_weights` there."""
+    model = sd.SpikeDrivenTransformer(replace(TINY, width=128))
+    for name, parameter in model.named_parameters():
+        if name.endswith("conv.weight"):
+            # Of n normal draws the deviation is itself drawn, with a relative one of 1 / sqrt(2 n).
+            spread = 5 / (2 * parameter.numel()) ** 0.5
+            assert abs(parameter.std().item() / 0.02 - 1) < spread, name
+            assert abs(parameter.mean().item()) < 0.02 * 5 / parameter.numel() ** 0.5, name
+        elif name.endswith(("conv.bias", "norm.bias")):
+            assert not parameter.any(), name
+        elif name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+    assert sum(name.endswith("conv.bias") for name, _ in model.named_parameters()) == 3 * TINY.depth
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The probe sees every spike and changes nothing."""
 
+import pytest
 import torch
 
 import spikedriven as sd
+from spikedriven.errors import DataError
 from spikedriven.nn.neuron import LIF, PLIF
-from spikedriven.nn.probe import count_spikes
+from spikedriven.nn.probe import SpikeCount, count_spikes
 
 
 def test_counts_are_the_sums_of_what_was_recorded():
@@ -31,6 +33,11 @@ def test_counts_accumulate_over_calls_and_stop_after_the_block():
     assert counts["stem.image"].fired == 2 * once > 0
     assert counts["stem.image"].sites == 2 * sites
     assert counts["stem.image"].rate == once / sites
+
+
+def test_before_any_pass_there_is_no_rate():
+    with pytest.raises(DataError, match="nothing was counted"):
+        _ = SpikeCount().rate
 
 
 def test_a_neuron_holds_no_state_and_the_parametric_one_a_single_number():

@@ -49,8 +49,8 @@ def command(*words: object) -> str:
 
 
 def show_json(value: object) -> None:
-    """Print JSON and nothing else."""
-    print(json.dumps(value, indent=2))
+    """Print JSON and nothing else; NaN and infinity, which JSON does not have, are a defect."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from spikedriven.errors import ConfigError
+from spikedriven.errors import ConfigError, check_types
 
 # timm passes over what it does not know; here every part must be one that it does.
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+(\.\d+)?|n[1-9]\d*|mstd\d+(\.\d+)?|mmax\d+|inc[01]))+")
@@ -33,26 +33,28 @@ class AugmentConfig:
     """Side in pixels of one square, anywhere, that is emptied; the same in all frames."""
 
     def __post_init__(self) -> None:
+        check_types(self, "data.augment.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ConfigError(
-                f"horizontal_flip is {self.horizontal_flip}; a probability must lie in [0, 1]: "
-                "0.5 is usual"
+                f"data.augment.horizontal_flip is {self.horizontal_flip}; a probability must lie "
+                "in [0, 1]: 0.5 is usual"
             )
         for name, limit in (
             ("crop_padding", 32), ("rotation", 180), ("zoom", 0.9), ("roll", 32), ("cutout", 128),
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= limit:
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must lie in [0, {limit}]: use 0 for none"
+                    f"data.augment.{name} is {getattr(self, name)}; it must lie in [0, {limit}]: "
+                    "use 0 for none"
                 )
         if self.crop_scale is not None and not 0 < self.crop_scale <= 1:
             raise ConfigError(
-                f"crop_scale is {self.crop_scale}; a share of the area must lie in (0, 1]: "
-                "0.08 is usual, leave it out for none"
+                f"data.augment.crop_scale is {self.crop_scale}; a share of the area must lie in "
+                "(0, 1]: 0.08 is usual, leave it out for none"
             )
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise ConfigError(
-                f"rand_augment is {self.rand_augment!r}; it must be timm's notation: "
+                f"data.augment.rand_augment is {self.rand_augment!r}; it must be timm's notation: "
                 "write for example rand-m9-n1-mstd0.4-inc1"
             )
 
@@ -83,36 +85,37 @@ class DataConfig:
     """Variation of the training images."""
 
     def __post_init__(self) -> None:
+        check_types(self, "data.")
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"validation_fraction is {self.validation_fraction}; it must lie in [0, 1): "
+                f"data.validation_fraction is {self.validation_fraction}; it must lie in [0, 1): "
                 "0.1 holds out a tenth"
             )
         if not 0.5 <= self.crop <= 1:
             raise ConfigError(
-                f"crop is {self.crop}; it must lie in [0.5, 1]: 0.95 keeps the middle 95 % of the "
-                "shorter side"
+                f"data.crop is {self.crop}; it must lie in [0.5, 1]: 0.95 keeps the middle 95 % of "
+                "the shorter side"
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ConfigError(
-                f"interpolation is {self.interpolation!r}; it must be bilinear or bicubic: "
+                f"data.interpolation is {self.interpolation!r}; it must be bilinear or bicubic: "
                 "choose one"
             )
         if self.batch_size < 1:
             raise ConfigError(
-                f"batch_size is {self.batch_size}; it must be at least 1: 64 is usual"
+                f"data.batch_size is {self.batch_size}; it must be at least 1: 64 is usual"
             )
         if self.num_workers < 0:
             raise ConfigError(
-                f"num_workers is {self.num_workers}; it must be at least 0: use 0 for none"
+                f"data.num_workers is {self.num_workers}; it must be at least 0: use 0 for none"
             )
         if self.num_frames is not None and self.num_frames < 1:
             raise ConfigError(
-                f"num_frames is {self.num_frames}; it must be at least 1: 16 is usual"
+                f"data.num_frames is {self.num_frames}; it must be at least 1: 16 is usual"
             )
         if self.image_size is not None and self.image_size < 4:
             raise ConfigError(
-                f"image_size is {self.image_size}; it must be at least 4 pixels: "
+                f"data.image_size is {self.image_size}; it must be at least 4 pixels: "
                 "leave it out to keep the dataset's own"
             )
 

@@ -145,6 +145,8 @@ def _read(path: Path) -> Events:
     if reader is None:
         raise _DamageError(f"{path.suffix or 'no suffix'} is not known")
     try:
+        if not path.is_file():  # of anything else reading might never end
+            raise _DamageError("no file" if path.exists() else "missing")
         content = path.read_bytes()
     except OSError as error:
         raise _DamageError(error.strerror or "it cannot be read") from error

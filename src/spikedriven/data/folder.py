@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spikedriven.data.config import DataConfig, DataInfo
-from spikedriven.data.transforms import UNREADABLE
+from spikedriven.data.transforms import opened
 from spikedriven.errors import DataError
 
 SUFFIXES = frozenset(Image.registered_extensions())
@@ -24,8 +24,9 @@ def open_folder(
     """Open a folder of colour images in classes; every file's header is read once.
 
     Raises:
-        DataError: The folder or a class is missing or empty, parts differ in their classes, or
-            files are no images (all are counted, the first is named).
+        DataError: The folder or a class is missing or empty, parts differ in their classes, there
+            are two validation folders, or files lie beside the class folders or are no images (all
+            are counted, the first is named).
     """
     if root is None:
         raise DataError(
@@ -82,11 +83,29 @@ def locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
 
 
 def _part_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    found = [root / name for name in names if (root / name).is_dir()]
+    if len(found) > 1:
+        raise DataError(
+            f"{root} has the folders {found[0].name} and {found[1].name}; it must hold one of "
+            "them: put all images into one or remove the other"
+        )
+    return found[0] if found else None
+
+
+def _shown(folder: Path) -> list[Path]:
+    """Return what lies in a folder, by name, without what is hidden: caches of other programs."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    entries = _shown(folder)
+    loose = [path.name for path in entries if not path.is_dir()]
+    if loose:
+        raise DataError(
+            f"{len(loose)} files lie in {folder} beside its class folders, the first being "
+            f"{loose[0]}; every image must lie in a class: move or remove them"
+        )
+    classes = tuple(path.name for path in entries)
     if not classes:
         raise DataError(
             f"{folder} has no class folders; it must hold one folder of images for each class: "
@@ -106,7 +125,7 @@ def _files(folder: Path, classes: tuple[str, ...]) -> Files:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        members = sorted(p for p in (folder / name).iterdir() if not p.name.startswith("."))
+        members = _shown(folder / name)
         foreign = [path for path in members if path.suffix.lower() not in SUFFIXES]
         if foreign:
             raise DataError(
@@ -124,15 +143,12 @@ def _files(folder: Path, classes: tuple[str, ...]) -> Files:
 
 
 def _check_headers(paths: list[Path]) -> None:
-    unreadable = []
+    refused = []
     for path in paths:
         try:
-            with Image.open(path):
+            with opened(path):
                 pass
-        except UNREADABLE:
-            unreadable.append(path)
-    if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(paths)} files are no readable images, the first being "
-            f"{unreadable[0]}; every file with an image's name must be one: repair or remove them"
-        )
+        except DataError as error:
+            refused.append(error)
+    if refused:
+        raise DataError(f"{len(refused)} of {len(paths)} files cannot be used; {refused[0]}")

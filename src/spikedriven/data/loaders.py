@@ -205,6 +205,9 @@ class PartSampler(Sampler[int]):
 class Loader(DataLoader[tuple[Tensor, int]]):
     """PyTorch's loader, whose worker processes report damaged data in one sentence."""
 
+    def check_worker_number_rationality(self) -> None:
+        """Pass over PyTorch's warning where there are more workers than cores: so it was asked."""
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]  # theirs is private
         try:
             yield from super().__iter__()

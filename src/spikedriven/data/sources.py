@@ -52,11 +52,12 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
 
     Args:
         config: Which one, and how.
-        root: Folder that holds it; the embedded digits need none.
+        root: Folder that holds it; None for the embedded digits.
         seed: Seed of the variation of training images. The division does not depend on it.
 
     Raises:
-        ConfigError: There is no such dataset.
+        ConfigError: There is no such dataset, or a setting or a folder is given that it has no use
+            for.
         DataError: The folder is missing, incomplete or contradicts itself.
     """
     if config.name not in _SOURCES:
@@ -120,7 +121,12 @@ def _held_out(
     return part(~chosen), part(chosen)
 
 
-def _digits(config: DataConfig, root: Path | None) -> Opened:  # noqa: ARG001 - it is embedded
+def _digits(config: DataConfig, root: Path | None) -> Opened:
+    if root is not None:
+        raise ConfigError(
+            f"the folder {root} is given and digits are embedded in the package; only other data "
+            "are read from a folder: leave out --data or set data.name"
+        )
     from sklearn.datasets import load_digits
     from sklearn.model_selection import StratifiedKFold
 

@@ -4,6 +4,7 @@ import io
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,10 @@ UNREADABLE = (
 )
 """What Pillow raises for a file that is no whole image."""
 
+LONGEST = 100
+"""How many times as long as wide an image may be: of a longer one the middle that is kept shows
+less than a hundredth, and resized whole it would fill the memory."""
+
 
 class ImageFile(Protocol):
     """An image file, by itself (a `Path`) or inside a larger one; as text, what a person reads."""
@@ -40,16 +45,32 @@ Part = tuple[Tensor | Sequence[ImageFile], NDArray[np.int64]]
 _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
 
 
-def open_image(path: ImageFile, in_channels: int) -> Image.Image:
-    """Return an image file, whole, in grey or in colour.
+@contextmanager
+def opened(path: ImageFile) -> Iterator[Image.Image]:
+    """Open an image file, of which only the header is read, and checked, so far.
 
     Raises:
-        DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
+        DataError: As in `open_image`, there or inside the block.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as opened:
-            deep = opened.mode not in _EIGHT_BIT
-            image = opened.convert("L" if in_channels == 1 else "RGB")
+        # Of what is no file reading might never end.
+        if isinstance(path, Path) and not path.is_file():
+            raise DataError(
+                f"{path} is {'no file' if path.exists() else 'missing'}; it must be an image file: "
+                "check the path"
+            )
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as image:
+            if image.mode not in _EIGHT_BIT:
+                raise DataError(
+                    f"{path} has pixels of mode {image.mode}; they must have 8 bits a channel: "
+                    "convert the file"
+                )
+            if max(image.size) > LONGEST * min(image.size):
+                raise DataError(
+                    f"{path} is {image.height} x {image.width} pixels; one side must be at most "
+                    f"{LONGEST} times the other: crop it"
+                )
+            yield image
     except UNREADABLE as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "in no format that Pillow knows" if unknown else error
@@ -57,12 +78,17 @@ def open_image(path: ImageFile, in_channels: int) -> Image.Image:
             f"{path} is not a readable image ({reason}); it must be a whole image file: "
             "repair or remove it"
         ) from error
-    if deep:
-        raise DataError(
-            f"{path} has pixels of mode {opened.mode}; they must have 8 bits a channel: "
-            "convert the file"
-        )
-    return image
+
+
+def open_image(path: ImageFile, in_channels: int) -> Image.Image:
+    """Return an image file, whole, in grey or in colour.
+
+    Raises:
+        DataError: The file is missing, is no whole image, has more than 8 bits a channel, or is
+            more than `LONGEST` times as long as wide.
+    """
+    with opened(path) as image:
+        return image.convert("L" if in_channels == 1 else "RGB")
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -87,7 +113,7 @@ def decode(
     """Return uint8 [C, size, size]: the shorter side resized to size / crop, the middle cropped.
 
     Raises:
-        DataError: The file is missing, is no whole image, or has more than 8 bits a channel.
+        DataError: As in `open_image`.
     """
     pixels = pixels_of(open_image(path, in_channels))
     shorter = int(size / crop)

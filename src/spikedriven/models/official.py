@@ -1,7 +1,9 @@
 """The released code's files and names: what is theirs becomes ours, exactly, and back."""
 
 import pickle
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
-from spikedriven.models.weights import fill, read_safetensors
+from spikedriven.models.weights import build, read_safetensors
 
 _STEM = {
     "image": ("proj_conv", "proj_bn", "proj_lif"),
@@ -127,7 +129,7 @@ def load_official(
     tensors = _bare(source if isinstance(source, Mapping) else _read(Path(source)), name)
     try:
         config = SDTConfig(
-            depth=1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("block.")),
+            depth=len({key.split(".")[1] for key in tensors if key.startswith("block.")}),
             width=tensors["head.weight"].shape[1],
             num_classes=tensors["head.weight"].shape[0],
             in_channels=tensors["patch_embed.proj_conv.weight"].shape[1],
@@ -148,9 +150,8 @@ def load_official(
         ) from error
     ours = {theirs: key for key, theirs in released_keys(config).items()}
     ignored = set(ignored_keys(config))
-    model = SpikeDrivenTransformer(config)
-    fill(model, {ours.get(k, k): t for k, t in tensors.items() if k not in ignored}, name)
-    return model.eval()
+    kept = ((ours.get(key, key), t) for key, t in tensors.items() if key not in ignored)
+    return build(config, _once(kept, name), name).eval()
 
 
 def to_official_state_dict(model: SpikeDrivenTransformer) -> dict[str, Tensor]:
@@ -172,13 +173,19 @@ def _read(path: Path) -> Mapping[str, object]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[1]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_size(path)
+        with warnings.catch_warnings():
+            # What torch thinks of a foreign pickle is said below, in one sentence.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, and was not run; it must be a file "
             "of weights: get it from its authors again, or save its state_dict alone"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read ({reason}); it must be a whole PyTorch file: "
@@ -192,14 +199,46 @@ def _read(path: Path) -> Mapping[str, object]:
     return content
 
 
+def _check_size(path: Path) -> None:
+    """Refuse a file that would unpack to more than it holds: PyTorch writes records as they are.
+
+    Raises:
+        CheckpointError: It would.
+        OSError, BadZipFile: It cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # an older file, one pickle
+            return
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > size:
+        raise CheckpointError(
+            f"{path} has {size} bytes and would unpack to {unpacked}; its records must lie in it "
+            "as torch.save writes them, unpacked: save it again"
+        )
+
+
 def _bare(content: Mapping[str, object], name: str) -> dict[str, Tensor]:
     inner = content.get("state_dict", content)
-    tensors = {}
+    bare = []
     for key, value in inner.items() if isinstance(inner, Mapping) else ():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{name} holds {key!r}, a {type(value).__name__}; every entry must be a tensor: "
                 "pass its state_dict"
             )
-        tensors[str(key).removeprefix("module.")] = value
+        bare.append((str(key).removeprefix("module."), value))
+    return _once(bare, name)
+
+
+def _once(named: Iterable[tuple[str, Tensor]], source: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in named:
+        if key in tensors:
+            raise CheckpointError(
+                f"{source} holds {key!r} under two names; it must hold each tensor once: "
+                "remove one of them"
+            )
+        tensors[key] = tensor
     return tensors

@@ -21,7 +21,7 @@ from spikedriven.core.attention import (
     spike_driven_attention,
 )
 from spikedriven.core.synapse import spike_pool
-from spikedriven.errors import ConfigError, ShapeError
+from spikedriven.errors import ConfigError, ShapeError, check_types
 from spikedriven.nn.neuron import NEURONS
 from spikedriven.nn.probe import Dilation, Tap
 from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d, pointwise
@@ -56,6 +56,7 @@ class SDTConfig:
     """Dilate keys, values and their products 3x3, as released for CIFAR10-DVS (`Erode` there)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("depth", "width", "num_classes", "in_channels", "num_steps", "num_heads"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1: give a whole number")
@@ -233,14 +234,15 @@ class SpikeDrivenTransformer(nn.Module):
             Logits [B, K], averaged over time.
 
         Raises:
-            ShapeError: The rank, the channels, T or the size is wrong, or (checked for tensors on
-                a CPU) a pixel is not finite.
+            ShapeError: It is no tensor of the weights' dtype (autocast converts it), the rank, the
+                channels, T or the size is wrong, or (checked for tensors on a CPU) a pixel is not
+                finite.
         """
         return self.forward_steps(x).mean(0)
 
     def forward_steps(self, x: Tensor) -> Float[Tensor, "T B K"]:
         """Classify after every step: arguments and errors as in `forward`, before its average."""
-        _check_input(x, self.config)
+        _check_input(x, self.config, self.stem.image.conv.weight.dtype)
         x_SBCHW = x.unsqueeze(0) if x.ndim == 4 else x.transpose(0, 1)
         num_steps = self.config.num_steps if x.ndim == 4 else x.shape[1]
         x_SBCHW = _channels_last(x_SBCHW)
@@ -271,12 +273,26 @@ def _channels_last(x_SBCHW: Tensor) -> Tensor:
     return folded.unflatten(0, x_SBCHW.shape[:2])
 
 
-def _check_input(x: Tensor, config: SDTConfig) -> None:
+def _is_cast(device: str, *dtypes: torch.dtype) -> bool:
+    """Whether autocast brings these dtypes together; it leaves double precision alone."""
+    return torch.is_autocast_enabled(device) and torch.float64 not in dtypes
+
+
+def _check_input(x: object, config: SDTConfig, dtype: torch.dtype) -> None:
+    if not isinstance(x, Tensor):
+        raise ShapeError(
+            f"the input is of type {type(x).__name__}; it must be a tensor [B, C, H, W] or "
+            "[B, T, C, H, W]: convert it with torch.as_tensor"
+        )
     shape = tuple(x.shape)
     if x.ndim not in (4, 5) or not x.is_floating_point():
         raise ShapeError(
             f"the input is {x.dtype} {shape}; it must be real [B, C, H, W] or [B, T, C, H, W]: "
             "add the missing axes or convert it"
+        )
+    if x.dtype != dtype and not _is_cast(x.device.type, x.dtype, dtype):
+        raise ShapeError(
+            f"the input is {x.dtype}; this model computes in {dtype}: convert it with x.to({dtype})"
         )
     *_, channels, height, width = shape
     if channels != config.in_channels:

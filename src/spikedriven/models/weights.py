@@ -1,7 +1,9 @@
 """A model as one safetensors file: its weights, and its config in the header."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.records import write_whole
 
 FORMAT = "spikedriven-1"
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def save_model(model: SpikeDrivenTransformer, path: str | Path) -> None:
@@ -41,7 +45,8 @@ def load_model(path: str | Path) -> SpikeDrivenTransformer:
         The model, on the CPU.
 
     Raises:
-        CheckpointError: The file is missing, damaged, of another kind or a newer format.
+        CheckpointError: The file is missing, damaged, of another kind or a newer format, or a
+            weight is not finite.
     """
     metadata, tensors = read_safetensors(Path(path))
     if metadata.get("format") != FORMAT:
@@ -51,14 +56,12 @@ def load_model(path: str | Path) -> SpikeDrivenTransformer:
         )
     try:
         config = SDTConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(
             f"{path} has no usable config in its header ({error}); it must be the one that "
             "save_model wrote: save it again"
         ) from error
-    model = SpikeDrivenTransformer(config)
-    fill(model, tensors, str(path))
-    return model.eval()
+    return build(config, tensors, str(path)).eval()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -77,30 +80,99 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from error
 
 
-def fill(model: SpikeDrivenTransformer, tensors: dict[str, Tensor], source: str) -> None:
+def build(config: SDTConfig, tensors: Mapping[str, Tensor], source: str) -> SpikeDrivenTransformer:
+    """Return the model that holds `tensors`, in their dtype; memory is taken once all of them fit.
+
+    Raises:
+        CheckpointError: As in `fill`.
+    """
+    _check_shapes({"head.weight": torch.Size((config.num_classes, config.width))}, tensors, source)
+    if config.depth > len(tensors):
+        raise CheckpointError(
+            f"{source} holds {len(tensors)} tensors; a model of depth {config.depth}, as it says "
+            "it is, has more: choose a file that save_model wrote"
+        )
+    with torch.device("meta"):
+        one = SpikeDrivenTransformer(replace(config, depth=1)).state_dict()
+    wanted = {  # All blocks are alike: one tells, at no cost, what each must hold.
+        name.replace("blocks.0.", f"blocks.{n}.", 1): tensor.shape
+        for name, tensor in one.items()
+        for n in range(config.depth if name.startswith("blocks.") else 1)
+    }
+    _check(wanted, tensors, source)
+    with torch.device("meta"):
+        model = SpikeDrivenTransformer(config)
+    model.to(_dtype(tensors)).to_empty(device="cpu").load_state_dict(tensors)
+    return model
+
+
+def fill(model: SpikeDrivenTransformer, tensors: Mapping[str, Tensor], source: str) -> None:
     """Put `tensors` into `model`, which takes their dtype; every key and shape must fit.
 
     Raises:
-        CheckpointError: A key is missing or foreign, or a shape differs; `source` is named.
+        CheckpointError: A key is missing or foreign, a shape differs, or a tensor holds other than
+            finite numbers; `source` is named.
     """
-    own = model.state_dict()
-    for problem, names in (
-        ("lacks", sorted(own.keys() - tensors.keys())),
-        ("has the foreign key", sorted(tensors.keys() - own.keys())),
-    ):
-        if names:
-            raise CheckpointError(
-                f"{source} {problem} {names[0]!r} ({len(names)} such); it must hold exactly this "
-                "model's tensors: choose the file that belongs to it"
-            )
+    _check({name: own.shape for name, own in model.state_dict().items()}, tensors, source)
+    model.to(_dtype(tensors))
+    model.load_state_dict(tensors)
+
+
+def _check(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], source: str) -> None:
+    _check_shapes(wanted, tensors, source)
+    if foreign := sorted(tensors.keys() - wanted.keys()):
+        raise CheckpointError(
+            f"{source} has the foreign key {foreign[0]!r} ({len(foreign)} such); it must hold "
+            "exactly this model's tensors: choose the file that belongs to it"
+        )
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
+        is_counter = name.endswith("num_batches_tracked")
+        if tensor.dtype not in _FLOATS and not (is_counter and tensor.dtype == torch.int64):
+            raise CheckpointError(
+                f"{source} holds {name!r} as {tensor.dtype}; weights must be real numbers of 16 "
+                "bits or more: convert them"
+            )
+    endless = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if endless:
+        raise CheckpointError(
+            f"{source} holds NaN or infinity in {endless[0]!r} ({len(endless)} such); every weight "
+            "must be finite: choose a file from before the training failed"
+        )
+
+
+def _check_shapes(
+    wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], source: str
+) -> None:
+    if lacking := sorted(wanted.keys() - tensors.keys()):
+        raise CheckpointError(
+            f"{source} lacks {lacking[0]!r} ({len(lacking)} such); it must hold exactly this "
+            "model's tensors: choose the file that belongs to it"
+        )
+    for name, shape in wanted.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
             raise CheckpointError(
                 f"{source} holds {name!r} as {list(tensor.shape)}; this model has "
-                f"{list(own[name].shape)}: choose the file that belongs to it"
+                f"{list(shape)}: choose the file that belongs to it"
             )
-    model.to(next(t.dtype for t in tensors.values() if t.is_floating_point()))
-    model.load_state_dict(tensors)
+        if not _is_whole(tensor):
+            raise CheckpointError(
+                f"{source} holds {name!r} as {tensor.layout} on {tensor.device.type}, not every "
+                "number by itself; tensors must be dense: save it with its to_dense().clone()"
+            )
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether every number has a place of its own: a view of one number may claim any size."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the narrowest dtype that loses nothing of any weight."""
+    floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    return reduce(torch.promote_types, floats)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spikedriven.core.attention import dilate_image
+from spikedriven.errors import DataError
 from spikedriven.nn.neuron import LIF
 
 
@@ -40,7 +41,16 @@ class SpikeCount:
 
     @property
     def rate(self) -> float:
-        """Share of sites that fired, in [0, 1]."""
+        """Share of sites that fired, in [0, 1].
+
+        Raises:
+            DataError: Nothing was counted.
+        """
+        if self.sites == 0:
+            raise DataError(
+                "nothing was counted; a rate needs a forward pass with at least one image: "
+                "run the model before asking for it"
+            )
         return self.fired / self.sites
 
 

@@ -114,13 +114,17 @@ def test_the_readmes_figures_are_the_recorded_ones():
         return re.findall(r"[\d.]+", line.split("|")[2])
 
     def recorded(metric: str, digits: int, about: str = "") -> list[str]:
-        chosen = [r for r in records if r.metric == metric and about in r.subject]
+        chosen = [r for r in records if r.metric == metric and r.subject.endswith(about)]
         return [f"{r.value:.{digits}f}" for r in chosen]
 
     assert row("| digits") == recorded("test_accuracy", 4, "on digits")
     assert row("| the same, seconds") == recorded("train_seconds", 0, "on digits")
     assert row("| Fashion-MNIST") == recorded("test_accuracy", 4, "on fashion_mnist")
-    assert row("| its seconds") == recorded("train_seconds", 0, "on fashion_mnist")
+    assert row("| its seconds of training, beside") == recorded(
+        "train_seconds", 0, "on fashion_mnist"
+    )
+    assert row("| CIFAR-10, `sdt_tiny`")[-1:] == recorded("test_accuracy", 4, "on cifar10")
+    assert row("| its seconds of training, on one") == recorded("train_seconds", 0, "on cifar10")
     assert row("| training step") == recorded("training_speed_ratio", 2)
     assert row("| the same, peak") == recorded("training_memory_ratio", 2)
     line = re.search(r"\| training step.*", README.read_text())[0]

@@ -15,18 +15,9 @@ from pathlib import Path
 
 from spikedriven.engine.bits import GROUP
 from spikedriven.records import Record
-from spikedriven.viz.figures import (
-    accuracy_steps,
-    energy_curve,
-    firing_rate,
-    first_steps,
-    scaling,
-    speed,
-    training_curve,
-    training_speed,
-)
+from spikedriven.viz.figures import energy_curve, firing_rate, speed
 from spikedriven.viz.gather import gather, of_newest_machine
-from spikedriven.viz.report import name_of
+from spikedriven.viz.report import FIGURES, name_of
 from spikedriven.viz.theme import short, svg
 
 ROOT = Path(__file__).parents[1]
@@ -39,16 +30,6 @@ DOCUMENTS = (
     ROOT / "docs" / "training.md",
 )
 PICTURES = ROOT / "docs" / "figures"
-FIGURES = (
-    speed,
-    firing_rate,
-    scaling,
-    accuracy_steps,
-    energy_curve,
-    training_curve,
-    training_speed,
-    first_steps,
-)
 NOT_MEASURED = "*Not measured.*"
 HEADLINE = "sdt_8_768 at 224, T=4, batch 1, 2 threads"
 Records = Sequence[Record]

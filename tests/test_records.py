@@ -106,3 +106,5 @@ def test_a_command_tells_no_folder_of_the_machine(monkeypatch):
     words = ["/opt/tool/benchmarks/fit.py", "--data", "/home/me/data", "--run", "runs/a b", "x=1"]
     monkeypatch.setattr(sys, "argv", words)
     assert this_command() == "python benchmarks/fit.py --data data --run 'runs/a b' x=1"
+    monkeypatch.setattr(sys, "argv", ["/opt/tool/src/spikedriven/__main__.py", "train", "digits"])
+    assert this_command() == "spikedriven train digits"

@@ -45,9 +45,11 @@ def this_command() -> str:
     Of an absolute path only the last name is told: the rest says nothing elsewhere.
     """
     program, *arguments = sys.argv
-    name = Path(program).name
-    is_script = name.endswith(".py")
-    shown = f"python {Path(program).parent.name}/{name}" if is_script else name
+    name, folder = Path(program).name, Path(program).parent.name
+    if name == "__main__.py":  # python -m
+        shown = folder
+    else:
+        shown = f"python {folder}/{name}" if name.endswith(".py") else name
     told = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
     return " ".join([shown, *map(shlex.quote, told)])
 

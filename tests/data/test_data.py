@@ -182,7 +182,7 @@ def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "test/dog/0.png").write_bytes(b"no image"), "1 of 8 files"),
+        (lambda root: (root / "test/dog/0.png").write_bytes(b"no image"), "1 of 8 images"),
         (lambda root: [p.unlink() for p in (root / "train/cat").iterdir()], "holds no image"),
         (lambda root: (root / "test/dog/notes.txt").write_text("x"), "no images by their names"),
         (lambda root: (root / "test/dog").rename(root / "test/fox"), "first difference"),
@@ -195,9 +195,12 @@ def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
         (lambda root: (root / "test/notes.txt").touch(), "1 files lie in"),
         (
             lambda root: [(root / name / "cat").mkdir(parents=True) for name in ("val", "valid")],
-            "folders val and valid; it must hold one",
+            "both val and valid; it must hold one",
         ),
-        (lambda root: (root / "test/dog/2.png").mkdir(), "1 of 9 files cannot be used; .* no file"),
+        (
+            lambda root: (root / "test/dog/2.png").mkdir(),
+            "1 of 9 images cannot be used; .* no file",
+        ),
     ],
     ids=[
         "no image",

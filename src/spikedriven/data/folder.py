@@ -1,5 +1,6 @@
 """Any folder of images: train/CLASS/*.png, test/CLASS/*.png and, if there is one, validation/."""
 
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spikedriven.data.config import DataConfig, DataInfo
-from spikedriven.data.transforms import opened
+from spikedriven.data.transforms import check_headers
 from spikedriven.errors import DataError
 
 SUFFIXES = frozenset(Image.registered_extensions())
@@ -45,7 +46,7 @@ def open_folder(
     parts = [
         None if folder is None else _files(folder, classes) for folder in (train, validation, test)
     ]
-    _check_headers([path for part in parts if part is not None for path in part[0]])
+    check_headers((path, None) for part in parts if part is not None for path in part[0])
     assert parts[0] is not None
     assert parts[2] is not None
     return image_info(root, classes, config), parts[0], parts[1], parts[2]
@@ -82,14 +83,24 @@ def locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
     )
 
 
-def _part_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    found = [root / name for name in names if (root / name).is_dir()]
+def only_name(root: Path, names: tuple[str, ...], there: Container[str]) -> str | None:
+    """Return which of the names that a part may have is there, if one is.
+
+    Raises:
+        DataError: Two are.
+    """
+    found = [name for name in names if name in there]
     if len(found) > 1:
         raise DataError(
-            f"{root} has the folders {found[0].name} and {found[1].name}; it must hold one of "
-            "them: put all images into one or remove the other"
+            f"{root} has both {found[0]} and {found[1]}; it must hold one of them: put all images "
+            "into one or remove the other"
         )
     return found[0] if found else None
+
+
+def _part_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    name = only_name(root, names, {path.name for path in root.iterdir() if path.is_dir()})
+    return None if name is None else root / name
 
 
 def _shown(folder: Path) -> list[Path]:
@@ -140,15 +151,3 @@ def _files(folder: Path, classes: tuple[str, ...]) -> Files:
         paths += members
         labels += [label] * len(members)
     return paths, np.array(labels, dtype=np.int64)
-
-
-def _check_headers(paths: list[Path]) -> None:
-    refused = []
-    for path in paths:
-        try:
-            with opened(path):
-                pass
-        except DataError as error:
-            refused.append(error)
-    if refused:
-        raise DataError(f"{len(refused)} of {len(paths)} files cannot be used; {refused[0]}")

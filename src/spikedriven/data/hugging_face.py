@@ -4,16 +4,16 @@ timm's reader asks the hub by name and keeps copies of its own; here only a fold
 run needs no network and reads what lies there, at any place, as every other dataset of this room.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from spikedriven.data.config import DataConfig, DataInfo
-from spikedriven.data.folder import PARTS, image_info
-from spikedriven.data.transforms import UNREADABLE, Part
+from spikedriven.data.folder import PARTS, image_info, only_name
+from spikedriven.data.transforms import Part, check_headers
 from spikedriven.errors import DataError
 
 _SAVED = "what datasets.load_dataset(NAME).save_to_disk(DIR) leaves"
@@ -81,7 +81,7 @@ def open_hugging_face(
         )
     parts: dict[str, tuple[Part, tuple[str, ...]]] = {}
     for part, names in PARTS.items():
-        name = next((name for name in names if name in saved), None)
+        name = only_name(root, names, saved)
         if name is not None and (read := _read(saved[name], f"{root}/{name}")) is not None:
             parts[part] = read
     if "test" not in parts and "validation" in parts:
@@ -112,7 +112,7 @@ def _read(table: Any, part: str) -> tuple[Part, tuple[str, ...]] | None:
         return None
     table = table.cast_column(column, datasets.Image(decode=False))
     cells = [Cell(table, column, row, part) for row in range(len(table))]
-    _check_headers(table, column, cells)
+    check_headers(_contents(table, column, cells))
     return (cells, labels), tuple(table.features[label].names)
 
 
@@ -127,23 +127,12 @@ def _only(table: Any, kind: type, part: str) -> str:
     return name
 
 
-def _check_headers(table: Any, column: str, cells: list[Cell]) -> None:
+def _contents(table: Any, column: str, cells: list[Cell]) -> Iterator[tuple[Cell, Any]]:
+    """Yield every image with its content where the table holds it; nothing is copied for that."""
     import pyarrow
 
-    unreadable = []
     arrows = table.select_columns(column).with_format("arrow")
     for begin in range(0, len(cells), _ROWS):
-        for row, cell in enumerate(arrows[begin : begin + _ROWS].column(column), begin):
-            try:
-                if cell.is_valid and cell["bytes"].is_valid:
-                    Image.open(pyarrow.BufferReader(cell["bytes"].as_buffer())).close()
-                else:
-                    Image.open((cell.is_valid and cell["path"].as_py()) or "").close()
-            except UNREADABLE:
-                unreadable.append(cells[row])
-    if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(cells)} images are unreadable, the first being "
-            f"{unreadable[0]}; each must be a whole image file: repair or filter them, and save "
-            "again"
-        )
+        for row, value in enumerate(arrows[begin : begin + _ROWS].column(column), begin):
+            held = value.is_valid and value["bytes"].is_valid
+            yield cells[row], pyarrow.BufferReader(value["bytes"].as_buffer()) if held else None

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from spikedriven.data.config import DataConfig, DataInfo
 from spikedriven.data.folder import PARTS, SUFFIXES, image_info
-from spikedriven.data.transforms import UNREADABLE, Part
+from spikedriven.data.transforms import Part, opened
 from spikedriven.errors import DataError
 
 _LAYOUT = "shards such as train-0000.tar or train/0000.tar, and the same of test or validation"
@@ -51,14 +50,15 @@ class Member:
 class _Sample:
     images: list[Member] = field(default_factory=list)
     label: str | None = None
-    readable: bool = True
+    fault: str | None = None
+    """What is wrong with an image of it."""
 
     def problem(self) -> str | None:
         """Say why it cannot be used, if it cannot."""
         if len(self.images) != 1:
             return "no image" if not self.images else "two images"
-        if not self.readable:
-            return "its image is unreadable"
+        if self.fault is not None:
+            return self.fault
         if self.label is None:
             return "no .cls"
         if not re.fullmatch(r"\d{1,9}", self.label):
@@ -190,9 +190,10 @@ def _index(path: Path) -> dict[str, _Sample]:
                     place = Member(path, member.name, member.offset_data, member.size)
                     sample.images.append(place)
                     try:
-                        Image.open(content).close()
-                    except UNREADABLE:
-                        sample.readable = False
+                        with opened(place, content):
+                            pass
+                    except DataError as error:
+                        sample.fault = str(error)
             end = tar.offset
         with path.open("rb") as file:
             file.seek(end)

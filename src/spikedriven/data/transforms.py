@@ -2,10 +2,10 @@
 
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -46,8 +46,12 @@ _EIGHT_BIT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr
 
 
 @contextmanager
-def opened(path: ImageFile) -> Iterator[Image.Image]:
+def opened(path: ImageFile, stream: IO[bytes] | None = None) -> Iterator[Image.Image]:
     """Open an image file, of which only the header is read, and checked, so far.
+
+    Args:
+        path: The file.
+        stream: Its content where that is at hand already.
 
     Raises:
         DataError: As in `open_image`, there or inside the block.
@@ -59,7 +63,8 @@ def opened(path: ImageFile) -> Iterator[Image.Image]:
                 f"{path} is {'no file' if path.exists() else 'missing'}; it must be an image file: "
                 "check the path"
             )
-        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as image:
+        source = path if isinstance(path, Path) else stream or io.BytesIO(path.read_bytes())
+        with Image.open(source) as image:
             if image.mode not in _EIGHT_BIT:
                 raise DataError(
                     f"{path} has pixels of mode {image.mode}; they must have 8 bits a channel: "
@@ -78,6 +83,23 @@ def opened(path: ImageFile) -> Iterator[Image.Image]:
             f"{path} is not a readable image ({reason}); it must be a whole image file: "
             "repair or remove it"
         ) from error
+
+
+def check_headers(files: Iterable[tuple[ImageFile, IO[bytes] | None]]) -> None:
+    """Open every file, with its content where that is at hand, as far as its header.
+
+    Raises:
+        DataError: Some cannot be used; all of them are counted, the first is named.
+    """
+    refused, number = [], 0
+    for number, (file, stream) in enumerate(files, 1):  # noqa: B007 - counted to the end
+        try:
+            with opened(file, stream):
+                pass
+        except DataError as error:
+            refused.append(error)
+    if refused:
+        raise DataError(f"{len(refused)} of {number} images cannot be used; {refused[0]}")
 
 
 def open_image(path: ImageFile, in_channels: int) -> Image.Image:

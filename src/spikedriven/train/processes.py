@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import TimeoutExpired
+from typing import TYPE_CHECKING
 
-import lightning
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from spikedriven.data import Place
 from spikedriven.errors import BackendError, ConfigError, DataError
 from spikedriven.train.config import TrainerConfig
+
+if TYPE_CHECKING:  # evaluation and prediction come by here, and need no trainer
+    import lightning
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe", "gloo")
 
@@ -78,7 +81,7 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def end_processes(trainer: lightning.Trainer) -> None:
+def end_processes(trainer: "lightning.Trainer") -> None:
     """End the processes that this one started, after an error here: alone they would wait for it.
 
     One that met the same error ends by itself, within moments.

@@ -34,10 +34,8 @@ from rivals import by_openvino, by_torch, has_openvino, versions
 from turns import Bystanders, in_turns, ratio
 
 import spikedriven as sd
-from spikedriven.core.lif import reference as lif_reference
-from spikedriven.core.synapse import reference as synapse_reference
 from spikedriven.engine.stats import Stats
-from spikedriven.nn import neuron, synapse
+from spikedriven.nn.backend import use_backend
 from spikedriven.records import Record, keep_records, measured
 
 RESULTS = Path(__file__).parent / "results" / "engine.jsonl"
@@ -181,7 +179,9 @@ def contenders(
     half = Dense(model).eval().to(torch.bfloat16)
     first, half_first = FirstSpikes(dense), FirstSpikes(half)
     if "eager" in wanted:
-        run = plain(by_torch(model, x, threads))
+        eager = copy.deepcopy(model)
+        use_backend(eager, "reference")  # PyTorch's own operations only
+        run = by_torch(eager, x, threads)
         entrants.append(Contender("PyTorch float32 eager", run, classes))
     if "fused" in wanted:
         run = by_torch(model, x, threads)
@@ -214,21 +214,6 @@ def deployed(x: torch.Tensor, threads: int) -> list[Contender]:
         run = by_openvino(rival, x, threads)["int8"]
         entrants.append(Contender(f"{shown} OpenVINO int8", run, 1000))
     return entrants
-
-
-def plain(run: Callable[[], NDArray[Any]]) -> Callable[[], NDArray[Any]]:
-    """Run with the reference neurons and synapses: PyTorch's own operations only."""
-
-    def with_plain() -> NDArray[Any]:
-        fast = neuron.lif, neuron.norm_lif, synapse.spike_conv2d
-        neuron.lif, neuron.norm_lif = lif_reference.lif, lif_reference.norm_lif
-        synapse.spike_conv2d = synapse_reference.spike_conv2d
-        try:
-            return run()
-        finally:
-            neuron.lif, neuron.norm_lif, synapse.spike_conv2d = fast
-
-    return with_plain
 
 
 @torch.inference_mode()

@@ -129,11 +129,12 @@ def load_eager(path: Path, threads: int) -> Run:
     import torch
     from rivals import by_torch
 
-    from engine import plain
     from spikedriven.models.weights import load_model
+    from spikedriven.nn.backend import use_backend
 
     model = load_model(path).eval()
-    return lambda pixels: plain(by_torch(model, torch.from_numpy(pixels).float() / 255, threads))()
+    use_backend(model, "reference")
+    return lambda pixels: by_torch(model, torch.from_numpy(pixels).float() / 255, threads)()
 
 
 def size_of_process(which: str) -> int:

@@ -358,6 +358,7 @@ def test_an_unknown_dataset_names_the_nearest():
         {"validation_fraction": 1.0},
         {"batch_size": 0},
         {"image_size": 2},
+        {"image_size": 4096},
         {"num_workers": -1},
         {"crop": 0.4},
         {"interpolation": "nearest"},

@@ -9,6 +9,10 @@ from spikedriven.errors import ConfigError, check_types
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+(\.\d+)?|n[1-9]\d*|mstd\d+(\.\d+)?|mmax\d+|inc[01]))+")
 
 
+SIZE_MOST = 2048
+"""Pixels of a side that is not taken for a slip: one image of it already fills gigabytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """How training images are varied; everything is off by default."""
@@ -113,9 +117,9 @@ class DataConfig:
             raise ConfigError(
                 f"data.num_frames is {self.num_frames}; it must be at least 1: 16 is usual"
             )
-        if self.image_size is not None and self.image_size < 4:
+        if self.image_size is not None and not 4 <= self.image_size <= SIZE_MOST:
             raise ConfigError(
-                f"data.image_size is {self.image_size}; it must be at least 4 pixels: "
+                f"data.image_size is {self.image_size}; it must lie in 4 to {SIZE_MOST} pixels: "
                 "leave it out to keep the dataset's own"
             )
 

@@ -240,7 +240,11 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room, totals):
     step_3 = step_2 + panels
     ids = np.empty(room << 2, np.uint16)
     if _COMPRESS:  # four buckets of entries
-        begins = np.array([0, room, room + room, room + room + room])
+        begins = np.empty(4, np.int64)
+        begin = np.int64(0)
+        for bucket in range(4):
+            poke(begins, bucket, begin)
+            begin += room
         ends = np.empty(4, np.int64)
     else:
         codes = np.empty(room, np.uint16)
@@ -253,7 +257,8 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room, totals):
         m = entry = np.int64(0)  # the same type at every call
         n0 = n1 = n2 = n3 = 0
         if _COMPRESS:
-            ends[:] = begins
+            for bucket in range(4):
+                poke(ends, bucket, peek(begins, bucket))
         end = word + panels
         while word < end:
             b0, b1 = peek_word(words, word), peek_word(words, word + step_1)

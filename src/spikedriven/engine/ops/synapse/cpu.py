@@ -206,14 +206,15 @@ def _four_rows(base, events, j):
 
 @inlined
 def _walk_i8(rows, base, events, j, end, even, odd):
+    even2, odd2 = splat_i16(0), splat_i16(0)
     while j < end:
         one, two, three, four = _four_rows(base, events, j)
         near = as_i16(load_i8(rows, one) + load_i8(rows, two))
         far = as_i16(load_i8(rows, three) + load_i8(rows, four))
-        even = even + (near + far)
-        odd = odd + (shift_right(near, 8) + shift_right(far, 8))
+        even, even2 = even + near, even2 + far
+        odd, odd2 = odd + shift_right(near, 8), odd2 + shift_right(far, 8)
         j += 4
-    return even, odd
+    return even + even2, odd + odd2
 
 
 @inlined

@@ -307,12 +307,14 @@ def test_weights_of_neither_width_are_refused(tmp_path):
 
 
 def test_a_layer_of_more_rows_than_an_event_can_name_is_refused(tmp_path):
-    program = edited(program_of(), "stem.image", "weight", lambda x: np.resize(x, (3, 3, 1, 7300)))
-    program = edited(program, "stem.image", "bias", lambda x: np.resize(x, (16, 7300)))
-    program = edited(program, "stem.image", "neuron/theta", lambda x: np.resize(x, 7300))
-    program = edited(program, "stem.second", "weight", lambda x: np.resize(x, (3, 3, 7300, 4)))
+    program = edited(program_of(), "stem.image", "weight", lambda x: np.resize(x, (3, 3, 1, 8200)))
+    program = edited(program, "stem.image", "bias", lambda x: np.resize(x, (16, 8200)))
+    program = edited(program, "stem.image", "neuron/theta", lambda x: np.resize(x, 8200))
+    program = edited(program, "stem.second", "weight", lambda x: np.resize(x, (3, 3, 8200, 4)))
     program.save(tmp_path / "net.spk")
-    assert "stem.second.weight is 66240 rows; it must be at most" in refusal(tmp_path / "net.spk")
+    assert "stem.second.weight is 8256 rows a tap; it must be at most 8191" in refusal(
+        tmp_path / "net.spk"
+    )
 
 
 @pytest.mark.parametrize(

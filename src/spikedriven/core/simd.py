@@ -145,13 +145,13 @@ def poke(_typing, array, index, x):
 
 
 @intrinsic
-def load_two(_typing, array, index):
-    """Return two 16-bit numbers from a flat index on, the first in the lower bits; see `peek`."""
+def load_four(_typing, array, index):
+    """Return four 16-bit numbers from a flat index on, the first in the lowest bits; see `peek`."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(32).as_pointer())
-        return builder.zext(builder.load(address, align=2), ir.IntType(64))
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(address, align=2)
 
     return types.int64(array, types.intp), codegen
 

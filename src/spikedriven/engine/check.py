@@ -121,8 +121,8 @@ class _Walk:
         kernel = 3 if np.shape(step.weight)[:1] == (3,) else 1
         shape = (kernel, kernel, source.channels, None)
         outputs = _array(f"{name}.weight", step.weight, self.weights, *shape)
-        rows = kernel**2 * words_for(source.channels) * WORD
-        _must(rows <= ROWS_MOST, f"{name}.weight", f"{rows} rows", f"at most {ROWS_MOST}")
+        rows = words_for(source.channels) * WORD
+        _must(rows <= ROWS_MOST, f"{name}.weight", f"{rows} rows a tap", f"at most {ROWS_MOST}")
         _array(f"{name}.bias", step.bias, "int32", outputs)
         return _Map(outputs, source.halvings)
 

@@ -285,10 +285,10 @@ class _Folded:
 
 def _fold(name: str, layer: ConvNorm) -> _Folded:
     norm, conv = layer.norm, layer.conv
-    rows = conv.kernel_size[0] ** 2 * words_for(conv.in_channels) * WORD
+    rows = words_for(conv.in_channels) * WORD
     if rows > ROWS_MOST:
         raise ConfigError(
-            f"{name} has {rows} rows of weights; an event can name {ROWS_MOST}: "
+            f"{name} has {rows} rows of weights a tap; an event can name {ROWS_MOST}: "
             "choose a smaller width, or run the float model"
         )
     assert norm.running_mean is not None

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 FRACTION = 12
 """Binary places of membranes and of the stream."""
-ROWS_MOST = (1 << 16) - 1
-"""Rows of weights that the 16 bits of an event can name, one of zeros not counted."""
+ROWS_MOST = (1 << 13) - 1
+"""Rows of weights, of one tap of a kernel, that an event can name (`ops/events/cpu.py`), one of
+zeros not counted."""
 
 Integers = NDArray[np.integer[Any]]
 

@@ -96,7 +96,7 @@ class _Memory:
         self._arrays: dict[tuple[Any, ...], Array] = {}
         self.listed = ""
         """Whose lists of single pixels the shared buffer holds."""
-        self.list_counts = np.zeros((0, 2), np.int64)
+        self.totals = np.zeros((0, 2), np.int64)
         """Of each of these lists: its spikes, and the rows that it names."""
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -406,23 +406,26 @@ class _SynapseLayer:
         lists = memory.lists("", sites, inputs)
         if self.taps == 1:
             if memory.listed != self.step.source:
-                events.list_pixels(source.words, inputs, lists)
+                memory.totals = memory.get("totals", (sites, 2), np.int64)
+                events.list_pixels(source.words, inputs, lists, memory.totals)
                 memory.listed = self.step.source
-                memory.list_counts = _counts(lists[:-1])
-            rows = self._count(net, source, memory.list_counts)
+            rows = self._count(net, source, memory.totals)
             net.layer(self.step.name).rows += rows * self.panels
             tiles, room = self.kernel**2, lists.shape[1]
             yield lists, events.visits(net.images, source.height, source.width, tiles, room), 0
             return
-        events.list_pixels(source.words, -1, lists)
+        totals = memory.get("totals", (sites, 2), np.int64)
+        events.list_pixels(source.words, -1, lists, totals)
         memory.listed = ""
-        self._count(net, source, _counts(lists[:-1]))
+        self._count(net, source, totals)
         chunk = min(sites, max(64, LIST_BYTES // (2 * events.room_for(self.taps * inputs))))
         merged = memory.lists("merged ", chunk, self.taps * inputs)
         for lo in range(0, sites, chunk):
             hi = min(lo + chunk, sites)
-            events.merge_neighbours(lists, source.height, source.width, inputs, lo, hi, merged)
-            rows = int(_counts(merged[: hi - lo])[:, 1].sum())
+            events.merge_neighbours(
+                lists, source.height, source.width, inputs, lo, hi, merged, totals
+            )
+            rows = int(totals[: hi - lo, 1].sum())
             net.layer(self.step.name).rows += rows * self.panels
             yield merged, events.visits(1, 1, hi - lo, 1, merged.shape[1]), lo
 
@@ -439,12 +442,6 @@ class _SynapseLayer:
         layer.dense += net.steps * sites * self.inputs * self.channels
         layer.row_bytes = WORD * self.rows.itemsize
         return int(rows)
-
-
-def _counts(lists: events.Lists) -> NDArray[np.int64]:
-    """Return of each list its spikes and the rows that it names: [n, 2]."""
-    spikes = lists[:, events.COUNTS : events.COUNTS + GROUP].sum(axis=1, dtype=np.int64)
-    return np.stack([spikes, lists[:, events.BORDERS + 15].astype(np.int64)], axis=1)
 
 
 @lru_cache(maxsize=64)

@@ -42,15 +42,17 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
     hi = len(words) if hi is None else hi
     inputs = words_for(channels) * WORD
     zero_row = kernel * kernel * inputs
-    lists = dirty_lists(hi - lo, zero_row)
+    lists, totals = dirty_lists(hi - lo, zero_row), np.full((hi - lo + 1, 2), 12345)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "_list_tasks", BUILDERS[builder])
         if kernel == 1:
-            cpu.list_pixels(words, inputs, lists)
+            cpu.list_pixels(words, inputs, lists, totals)
         else:
-            near = dirty_lists(len(words), inputs)
-            cpu.list_pixels(words, -1, near)
-            cpu.merge_neighbours(near, height, width, inputs, lo, hi, lists)
+            near, near_totals = dirty_lists(len(words), inputs), np.zeros((len(words), 2), np.int64)
+            cpu.list_pixels(words, -1, near, near_totals)
+            cpu.merge_neighbours(near, height, width, inputs, lo, hi, lists, totals)
+            alone = list_events(four_steps(s), 1, row_of(1, channels))
+            assert near_totals[:, 1].tolist() == [sum(map(len, groups)) for groups in alone]
     wanted = list_events(four_steps(s), kernel, row_of(kernel, channels))[lo:hi]
     counts, borders = lists[:, cpu.COUNTS :], lists[:, cpu.BORDERS :]
     rows_of, untouched = lists[:, cpu.HEADER :], lists[-1]
@@ -58,11 +60,14 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
         assert borders[i, 0] == 0
         for g, rows in enumerate(groups):
             got = rows_of[i, borders[i, g] : borders[i, g + 1]].tolist()
-            assert got == rows + [zero_row] * (len(rows) % 2), (i, GRAY[g])
+            filled = rows + [zero_row] * (-len(rows) % 4)
+            assert got == [8 * row for row in filled], (i, GRAY[g])
         for t in range(4):
             at_t = sum(len(rows) for g, rows in enumerate(groups) if GRAY[g] >> t & 1)
             assert counts[i, t] == at_t, (i, t)
+        assert totals[i].tolist() == [counts[i, :4].sum(), borders[i, 15]]
     assert (untouched == 12345).all()
+    assert (totals[-1] == 12345).all()
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
@@ -135,5 +140,5 @@ def test_a_tile_of_one_tap_reads_the_list_of_the_pixel_that_the_tap_sees():
 @pytest.mark.parametrize("rows", [1, 64, 1000])
 def test_a_list_has_room_for_all_rows_in_any_groups_and_begins_on_a_cache_line(rows):
     room = cpu.room_for(rows)
-    assert room >= cpu.HEADER + rows + 15 + cpu.SLACK
+    assert room >= cpu.HEADER + rows + 15 * 3 + cpu.SLACK
     assert room * 2 % 64 == 0

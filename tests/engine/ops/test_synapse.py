@@ -82,12 +82,13 @@ def lists_of(s, kernel, taps):
     words, (_, images, height, width, channels) = to_words(s), s.shape
     inputs = words_for(channels) * WORD
     near = np.zeros((len(words) + 1, events.room_for(inputs)), np.uint16)
+    totals = np.zeros((len(words), 2), np.int64)
     if taps == 1:
-        events.list_pixels(words, inputs, near)
+        events.list_pixels(words, inputs, near, totals)
         return near, events.visits(images, height, width, kernel**2, near.shape[1])
-    events.list_pixels(words, -1, near)
+    events.list_pixels(words, -1, near, totals)
     lists = np.zeros((len(words) + 1, events.room_for(taps * inputs)), np.uint16)
-    events.merge_neighbours(near, height, width, inputs, 0, len(words), lists)
+    events.merge_neighbours(near, height, width, inputs, 0, len(words), lists, totals)
     return lists, events.visits(images, height, width, 1, lists.shape[1])
 
 

@@ -24,8 +24,10 @@ from spikedriven.core.kernels import inlined, makes_arrays, parallel_kernel
 from spikedriven.core.simd import (
     I16,
     bits_of,
+    both,
     compress,
     count_bits,
+    differ,
     equal,
     has_compress,
     load_i16,
@@ -69,15 +71,20 @@ Lists = NDArray[np.uint16]
 - COUNTS: spikes at each of four steps;
 - BORDERS: 16 places, counted from HEADER on: group g of the Gray code is what lies between places
   g and g + 1;
-- from HEADER on, rows within a tile of weights. A group of odd length is filled up with the row of
-  zeros, the one behind the tile's last.
+- from HEADER on, entries: rows within a tile of weights, each as its number << ENTRY_SHIFT. A row
+  has 64 elements, so that is an eighth of where it begins, and an x86 address takes eight times a
+  register as it is. A group is filled up to a multiple of four with the row of zeros, the one
+  behind the tile's last.
 """
 COUNTS, BORDERS, HEADER = 0, 4, 32
+ENTRY_SHIFT = 3
+_TAG, _NOBODY = (1 << ENTRY_SHIFT) - 1, 4
+"""An entry's free bits, and what stands there in an entry that is none."""
 
 
 def room_for(rows: int) -> int:
-    """Return the entries of a list in whole cache lines: all rows, and each group made even."""
-    return -(-(HEADER + rows + len(GRAY) + SLACK) // 32) * 32
+    """Return the entries of a list in whole cache lines: all rows, and each group filled up."""
+    return -(-(HEADER + rows + 3 * len(GRAY) + SLACK) // 32) * 32
 
 
 def taps_listed(kernel: int, inputs: int) -> int:
@@ -86,58 +93,80 @@ def taps_listed(kernel: int, inputs: int) -> int:
 
 
 @intrinsic
-def _lanes(_typing):
-    """Return 0, 1, ... 31."""
-    return I16(), lambda _context, _builder, _signature, _args: ir.Constant(I16.ir, list(range(32)))
+def _entries(_typing):
+    """Return the entries of rows 0, 1, ... 31."""
+    entries = [row << ENTRY_SHIFT for row in range(32)]
+    return I16(), lambda _context, _builder, _signature, _args: ir.Constant(I16.ir, entries)
 
 
 @inlined
-def _collect_vector(b0, b1, b2, b3, row, ids, codes, m):
-    # Append the rows of a word's active channels, and their patterns, 32 channels at a time.
-    for half in range(2):
-        active = (b0 | b1 | b2 | b3) & np.uint64(0xFFFFFFFF)
-        if active:
+def _collect_vector(b0, b1, b2, b3, entry, tagged, ends):
+    # Put the entries of a word's active channels into the bucket of their last two steps; the first
+    # two steps ride in the entry's lowest bits, which are free.
+    m0, m1, m2, m3 = peek(ends, 0), peek(ends, 1), peek(ends, 2), peek(ends, 3)
+    half = np.uint64(0xFFFFFFFF)
+    for _ in range(2):
+        if (b0 | b1 | b2 | b3) & half:
             zero = splat_i16(0)
-            code = (
-                select(mask_32(b0), splat_i16(1), zero)
-                + select(mask_32(b1), splat_i16(2), zero)
-                + select(mask_32(b2), splat_i16(4), zero)
-                + select(mask_32(b3), splat_i16(8), zero)
-            )
-            mask = mask_32(active)
-            store(ids, m, compress(_lanes() + splat_i16(row + 32 * half), mask))
-            store(codes, m, compress(code, mask))
-            m += count_bits(active)
+            x = _entries() + splat_i16(entry)
+            x = x + select(mask_32(b0), splat_i16(1), zero)
+            x = x + select(mask_32(b1), splat_i16(2), zero)
+            neither, third = (b0 | b1) & ~(b2 | b3) & half, b2 & ~b3 & half
+            fourth, latter = b3 & ~b2 & half, b2 & b3 & half
+            store(tagged, m0, compress(x, mask_32(neither)))
+            store(tagged, m1, compress(x, mask_32(third)))
+            store(tagged, m2, compress(x, mask_32(latter)))
+            store(tagged, m3, compress(x, mask_32(fourth)))
+            m0 += count_bits(neither)
+            m1 += count_bits(third)
+            m2 += count_bits(latter)
+            m3 += count_bits(fourth)
+        entry += 32 << ENTRY_SHIFT
         b0, b1 = b0 >> np.uint64(32), b1 >> np.uint64(32)
         b2, b3 = b2 >> np.uint64(32), b3 >> np.uint64(32)
-    return m
+    poke(ends, 0, m0)
+    poke(ends, 1, m1)
+    poke(ends, 2, m2)
+    poke(ends, 3, m3)
 
 
 @inlined
-def _sort_vector(ids, codes, m, filler, lists, at):
-    store(codes, m, splat_i16(0))
+def _sort_vector(tagged, begins, ends, filler, lists, at):
+    for bucket in range(4):  # what a vector takes up behind an end is in no group
+        store(tagged, peek(ends, bucket), splat_i16(_NOBODY))
     border = at + BORDERS
     at += HEADER
     begin = at
     poke(lists, border, 0)
     for place in range(15):
         first = at
-        wanted = splat_i16(_GRAY[place])
-        j = 0
-        while j < m:
-            mask = equal(load_i16(codes, j), wanted)
-            store(lists, at, compress(load_i16(ids, j), mask))
+        bucket = (place + 1) >> 2
+        j, end = peek(begins, bucket), peek(ends, bucket)
+        wanted = splat_i16(_GRAY[place] & 3)
+        while j < end:
+            x = load_i16(tagged, j)
+            mask = equal(both(x, splat_i16(_TAG)), wanted)
+            store(lists, at, compress(differ(x, wanted), mask))
             at += count_bits(bits_of(mask))
             j += 32
-        if filler >= 0 and (at - first) & 1:
-            poke(lists, at, filler)
-            at += 1
+        if filler >= 0:
+            at = _filled_up(lists, at, at - first, filler)
         border += 1
         poke(lists, border, at - begin)
+    return at - begin
 
 
 @inlined
-def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
+def _filled_up(lists, at, number, filler):
+    # To a multiple of four; what is written too far, the next group overwrites.
+    poke(lists, at, filler)
+    poke(lists, at + 1, filler)
+    poke(lists, at + 2, filler)
+    return at + (-number & 3)
+
+
+@inlined
+def _collect_scalar(b0, b1, b2, b3, entry, ids, codes, m):
     active = b0 | b1 | b2 | b3
     one = np.uint64(1)
     while active:
@@ -146,7 +175,7 @@ def _collect_scalar(b0, b1, b2, b3, row, ids, codes, m):
         at = np.uint64(c)
         code = ((b0 >> at) & one) | (((b1 >> at) & one) << one)
         code |= (((b2 >> at) & one) | (((b3 >> at) & one) << one)) << np.uint64(2)
-        ids[m] = row + c
+        ids[m] = entry + (c << ENTRY_SHIFT)
         codes[m] = code
         m += 1
     return m
@@ -164,55 +193,72 @@ def _sort_scalar(ids, codes, m, cursor, filler, lists, at):
     for place in range(15):
         number = cursor[place]
         cursor[place] = at
-        at += number
-        if filler >= 0 and number & 1:
-            poke(lists, at, filler)
-            at += 1
+        if filler >= 0:
+            at = _filled_up(lists, at + number, number, filler)
+        else:
+            at += number
         border += 1
         poke(lists, border, at - begin)
     for j in range(m):
         place = _PLACE[codes[j]]
         lists[cursor[place]] = ids[j]
         cursor[place] += 1
+    return at - begin
 
 
-def list_pixels(words: Words, filler: int, lists: Lists) -> None:
+def list_pixels(words: Words, filler: int, lists: Lists, totals: Array) -> None:
     """List the events of every pixel for itself.
 
     Args:
         words: Packed spikes, uint64 [n, 4, P].
-        filler: What fills a group of odd length up: the row of zeros. -1 leaves it odd.
+        filler: The row that fills a group up: that of zeros. -1 leaves the groups as they are.
         lists: Filled, but for the last.
+        totals: Filled: of each list its spikes and its entries, int64 [n, 2].
     """
     pixels, _, panels = words.shape
     room = lists.shape[1]
     tasks = strides(-(-pixels // BLOCK), BLOCK * GROUP * panels, BLOCK * room, BLOCK)
-    _list_tasks(tasks, words.reshape(-1), panels, pixels, filler, lists.reshape(-1), room)
+    _list_tasks(
+        tasks, words.reshape(-1), panels, pixels, -1 if filler < 0 else filler << ENTRY_SHIFT,
+        lists.reshape(-1), room, totals.reshape(-1),
+    )  # fmt: skip
 
 
 @parallel_kernel
-def _list_tasks(tasks, words, panels, pixels, filler, lists, room):
+def _list_tasks(tasks, words, panels, pixels, filler, lists, room, totals):
     for task in prange(tasks.size >> SCHEDULE_ROW):
         _list_task(
-            np.int64(task) << SCHEDULE_ROW, tasks, words, panels, pixels, filler, lists, room
-        )
+            np.int64(task) << SCHEDULE_ROW, tasks, words, panels, pixels, filler, lists, room,
+            totals,
+        )  # fmt: skip
 
 
 @makes_arrays
-def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
+def _list_task(plan, tasks, words, panels, pixels, filler, lists, room, totals):
     step_1 = panels
     step_2 = step_1 + panels
     step_3 = step_2 + panels
-    ids = np.empty(room, np.uint16)
-    codes = np.empty(room, np.uint16)
-    cursor = np.empty(16, np.int64)
+    ids = np.empty(room << 2, np.uint16)
+    if _COMPRESS:  # four buckets of entries
+        begins = np.empty(4, np.int64)
+        begin = np.int64(0)
+        for bucket in range(4):
+            poke(begins, bucket, begin)
+            begin += room
+        ends = np.empty(4, np.int64)
+    else:
+        codes = np.empty(room, np.uint16)
+        cursor = np.empty(16, np.int64)
     word = peek(tasks, plan)
     at = peek(tasks, plan + 1)
     i = peek(tasks, plan + 2)
     last = min(i + BLOCK, pixels)
     while i < last:
-        m = row = np.int64(0)  # the same type at every call
+        m = entry = np.int64(0)  # the same type at every call
         n0 = n1 = n2 = n3 = 0
+        if _COMPRESS:
+            for bucket in range(4):
+                poke(ends, bucket, peek(begins, bucket))
         end = word + panels
         while word < end:
             b0, b1 = peek_word(words, word), peek_word(words, word + step_1)
@@ -223,10 +269,10 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
                 n2 += count_bits(b2)
                 n3 += count_bits(b3)
                 if _COMPRESS:
-                    m = _collect_vector(b0, b1, b2, b3, row, ids, codes, m)
+                    _collect_vector(b0, b1, b2, b3, entry, ids, ends)
                 else:
-                    m = _collect_scalar(b0, b1, b2, b3, row, ids, codes, m)
-            row += WORD
+                    m = _collect_scalar(b0, b1, b2, b3, entry, ids, codes, m)
+            entry += WORD << ENTRY_SHIFT
             word += 1
         word += step_3
         poke(lists, at, n0)
@@ -234,52 +280,58 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room):
         poke(lists, at + 2, n2)
         poke(lists, at + 3, n3)
         if _COMPRESS:
-            _sort_vector(ids, codes, m, filler, lists, at)
+            entries = _sort_vector(ids, begins, ends, filler, lists, at)
         else:
-            _sort_scalar(ids, codes, m, cursor, filler, lists, at)
+            entries = _sort_scalar(ids, codes, m, cursor, filler, lists, at)
+        poke(totals, i << 1, n0 + n1 + n2 + n3)
+        poke(totals, (i << 1) + 1, entries)
         at += room
         i += 1
 
 
 def merge_neighbours(
-    near: Lists, height: int, width: int, inputs: int, lo: int, hi: int, lists: Lists
-) -> None:
+    near: Lists, height: int, width: int, inputs: int, lo: int, hi: int, lists: Lists,
+    totals: Array,
+) -> None:  # fmt: skip
     """Merge the lists of each pixel's 3x3 neighbourhood, for a convolution with a silent border.
 
     Args:
-        near: Lists of all pixels for themselves, odd groups left odd.
+        near: Lists of all pixels for themselves, their groups not filled up.
         height: Pixels along y.
         width: Pixels along x.
         inputs: Rows of weights for each of the nine taps.
         lo: First pixel.
         hi: One past the last.
-        lists: Filled for pixels lo ... hi - 1, groups of even length.
+        lists: Filled for pixels lo ... hi - 1, groups filled up.
+        totals: Filled likewise: of each list its spikes and its entries, int64 [n, 2].
     """
     near_room, room = near.shape[1], lists.shape[1]
     first = np.arange(lo, hi, BLOCK)
     tasks = flat([first % width, first // width % height, first])
     place = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
     _merge_tasks(
-        tasks, place * near_room, np.arange(10) * inputs, strides(len(near), near_room),
-        near.reshape(-1), height, width, lo, hi, strides(len(lists), room), lists.reshape(-1),
+        tasks, place * near_room, np.arange(10) * inputs << ENTRY_SHIFT,
+        strides(len(near), near_room), near.reshape(-1), height, width, lo, hi,
+        strides(len(lists), room), lists.reshape(-1), totals.reshape(-1),
     )  # fmt: skip
 
 
 @parallel_kernel
 def _merge_tasks(
-    tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
+    tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists, totals
 ):  # fmt: skip
     for task in prange(tasks.size >> SCHEDULE_ROW):
         _merge_task(
             np.int64(task) << SCHEDULE_ROW, tasks, jumps, tap_rows, near_starts, near, height,
-            width, lo, hi, starts_of_lists, lists,
+            width, lo, hi, starts_of_lists, lists, totals,
         )  # fmt: skip
 
 
 @makes_arrays
 def _merge_task(
-    plan, tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists
-):
+    plan, tasks, jumps, tap_rows, near_starts, near, height, width, lo, hi, starts_of_lists, lists,
+    totals,
+):  # fmt: skip
     x, y, pixel = peek(tasks, plan), peek(tasks, plan + 1), peek(tasks, plan + 2)
     last = min(pixel + BLOCK, hi)
     sources = np.empty(9, np.int64)  # of the taps in sight: their lists
@@ -328,11 +380,11 @@ def _merge_task(
                     store(lists, at, load_i16x16(near, j) + shift)
                 at += number
                 tap += 1
-            if (at - first) & 1:
-                poke(lists, at, peek(tap_rows, 9))  # the row of zeros
-                at += 1
+            at = _filled_up(lists, at, at - first, peek(tap_rows, 9))  # the row of zeros
             border += 1
             poke(lists, border, at - begin - HEADER)
+        poke(totals, (pixel - lo) << 1, n0 + n1 + n2 + n3)
+        poke(totals, ((pixel - lo) << 1) + 1, at - begin - HEADER)
         pixel += 1
         x += 1
         if x == width:

@@ -35,10 +35,10 @@ from spikedriven.core.simd import (
     differ,
     has_shift_each,
     high_half,
+    load_four,
     load_i8,
     load_i16,
     load_i32,
-    load_two,
     low_half,
     peek,
     poke,
@@ -51,7 +51,7 @@ from spikedriven.core.simd import (
     store,
 )
 from spikedriven.engine.bits import GROUP, WORD, Words, words_for
-from spikedriven.engine.ops.events.cpu import BORDERS, HEADER, Lists
+from spikedriven.engine.ops.events.cpu import BORDERS, ENTRY_SHIFT, HEADER, Lists
 from spikedriven.engine.ops.neuron.cpu import fire_16
 from spikedriven.engine.plan import Integers
 
@@ -193,31 +193,47 @@ def _put_down_typed(aside, at, sums):
 
 
 @inlined
+def _four_rows(base, events, j):
+    # Where four rows begin. One load for the four: the processor's loads are what limits the walk.
+    entries = load_four(events, j)
+    return (
+        base + ((entries & 0xFFFF) << ENTRY_SHIFT),
+        base + (((entries >> 16) & 0xFFFF) << ENTRY_SHIFT),
+        base + (((entries >> 32) & 0xFFFF) << ENTRY_SHIFT),
+        base + (((entries >> 48) & 0xFFFF) << ENTRY_SHIFT),
+    )
+
+
+@inlined
 def _walk_i8(rows, base, events, j, end, even, odd):
+    even2, odd2 = splat_i16(0), splat_i16(0)
     while j < end:
-        pair = load_two(events, j)
-        one = load_i8(rows, base + ((pair & 0xFFFF) << 6))
-        two = load_i8(rows, base + ((pair >> 16) << 6))
-        sums = as_i16(one + two)
-        even = even + sums
-        odd = odd + shift_right(sums, 8)
-        j += 2
-    return even, odd
+        one, two, three, four = _four_rows(base, events, j)
+        near = as_i16(load_i8(rows, one) + load_i8(rows, two))
+        far = as_i16(load_i8(rows, three) + load_i8(rows, four))
+        even, even2 = even + near, even2 + far
+        odd, odd2 = odd + shift_right(near, 8), odd2 + shift_right(far, 8)
+        j += 4
+    return even + even2, odd + odd2
+
+
+@inlined
+def _half_i16(rows, one, two, three, four):
+    # Of half a panel: the even elements' sum, in the lower bits, and the odd ones'.
+    near = as_i32(load_i16(rows, one) + load_i16(rows, two))
+    far = as_i32(load_i16(rows, three) + load_i16(rows, four))
+    return near + far, shift_right(near, 16) + shift_right(far, 16)
 
 
 @inlined
 def _walk_i16(rows, base, events, j, end, even0, odd0, even1, odd1):
     while j < end:
-        pair = load_two(events, j)
-        one = base + ((pair & 0xFFFF) << 6)
-        two = base + ((pair >> 16) << 6)
-        pair0 = as_i32(load_i16(rows, one) + load_i16(rows, two))
-        pair1 = as_i32(load_i16(rows, one + 32) + load_i16(rows, two + 32))
-        even0 = even0 + pair0
-        odd0 = odd0 + shift_right(pair0, 16)
-        even1 = even1 + pair1
-        odd1 = odd1 + shift_right(pair1, 16)
-        j += 2
+        one, two, three, four = _four_rows(base, events, j)
+        even, odd = _half_i16(rows, one, two, three, four)
+        even0, odd0 = even0 + even, odd0 + odd
+        even, odd = _half_i16(rows, one + 32, two + 32, three + 32, four + 32)
+        even1, odd1 = even1 + even, odd1 + odd
+        j += 4
     return even0, odd0, even1, odd1
 
 

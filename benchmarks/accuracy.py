@@ -2,11 +2,12 @@
 
     python benchmarks/accuracy.py fashion_mnist --data DIR --run runs/fashion_mnist
     python benchmarks/accuracy.py cifar10_cpu --data DIR --run runs/cifar10
+    python benchmarks/accuracy.py imagenette --data imagenette2-64 --run runs/imagenette
 
 Trains the recipe's own seed into a new folder; goes on where one stopped; only keeps the records of
-one that has finished, however it was started. DIR holds the data as torchvision lays it out. Writes
-benchmarks/results/RECIPE.jsonl and, beside it, the curve: all accuracies on the validation split,
-and every tenth of those of training batches.
+one that has finished, however it was started. DIR holds the data as torchvision lays it out, or
+train/CLASS and val/CLASS. Writes benchmarks/results/RECIPE.jsonl and, beside it, the curve: all
+accuracies on the validation split, and every tenth of those of training batches.
 """
 
 import argparse

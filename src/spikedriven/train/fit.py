@@ -314,7 +314,7 @@ def _finish(run: Run, recipe: Recipe, splits: Splits, seconds: float) -> dict[st
     }
     if this_rank() > 0:
         return metrics
-    subject = f"{recipe.model.name} on {recipe.data.name}"
+    subject = f"{recipe.model.name} on {splits.info.name}"
     values = [
         ("test_accuracy", result.accuracy, "1", result.count),
         ("train_seconds", seconds, "s", 1),

@@ -41,7 +41,9 @@ def main() -> None:
             "one: name another folder"
         )
     metrics = run.metrics() or resume(options.run, data_root=options.data, say=print)
-    keep_records(RESULTS / f"{options.recipe}.jsonl", read_records(options.run / "records.jsonl"))
+    results = RESULTS / f"{options.recipe}.jsonl"
+    results.unlink(missing_ok=True)  # on another machine, too, the recipe was another one then
+    keep_records(results, read_records(options.run / "records.jsonl"))
     keep_curve(options.run / "metrics.csv", RESULTS / f"{options.recipe}_curve.csv")
     print(f"{metrics['test_accuracy']:.4f} in {metrics['train_seconds']:.0f} s")
 

@@ -127,7 +127,7 @@ def test_the_readmes_figures_are_the_recorded_ones():
     assert row("| digits") == recorded("test_accuracy", 4, "on digits")
     assert row("| the same, seconds") == recorded("train_seconds", 0, "on digits")
     assert row("| Fashion-MNIST") == recorded("test_accuracy", 4, "on fashion_mnist")
-    assert row("| its seconds of training, beside") == recorded(
+    assert row("| its seconds of training, on both") == recorded(
         "train_seconds", 0, "on fashion_mnist"
     )
     assert row("| CIFAR-10, `sdt_tiny`")[-1:] == recorded("test_accuracy", 4, "on cifar10")

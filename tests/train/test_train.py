@@ -509,7 +509,6 @@ def test_a_disk_that_is_full_for_the_log_is_said_in_one_sentence(cut, monkeypatc
 
     state = (cut / "checkpoints/last.ckpt").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module.EpochLine, "say", full, raising=False)
         patch.setattr("lightning.pytorch.loggers.TensorBoardLogger.save", full)
         with pytest.raises(CheckpointError, match=r"No space left.*--resume"):
             resume(cut)

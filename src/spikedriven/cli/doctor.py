@@ -10,7 +10,15 @@ from spikedriven.cli.console import say, show_json, show_table
 from spikedriven.records import this_device
 
 CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargparse", "PyYAML")
-TRAIN = ("lightning", "scikit-learn", "tensorboard", "timm", "torchmetrics", "torchvision")
+TRAIN = (
+    "lightning",
+    "pillow",
+    "scikit-learn",
+    "tensorboard",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+)
 REPORT = ("matplotlib",)
 EXPORT = ("huggingface-hub", "nir", "onnx", "onnxscript")
 HUGGING_FACE = ("datasets",)

@@ -15,7 +15,7 @@ from spikedriven import __version__
 from spikedriven.errors import SpikeDrivenError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-CORE = ("torch", "numpy", "numba", "safetensors")
+CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargparse", "yaml")
 EXTRAS = {
     "matplotlib": "report",
     **dict.fromkeys(("huggingface_hub", "nir", "onnx", "onnxscript"), "export"),

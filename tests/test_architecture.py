@@ -34,13 +34,6 @@ def test_importing_the_package_imports_no_library():
     assert done.stdout == "[]\n"
 
 
-def test_evaluating_and_predicting_need_no_trainer():
-    code = "import sys, spikedriven.train.evaluate, spikedriven.train.predict; "
-    code += "print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
 def test_importing_any_module_says_nothing():
     code = "import importlib\n" + "\n".join(
         f"importlib.import_module({name!r})" for name in MODULES

@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def folder(root: Path, parts=("train", "test"), classes=("cat", "dog"), count=2)
                 pixels = np.full((20, 30, 3), 40 * label + n, dtype=np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{n}.png")
     return root
+
+
+def spoil_an_image_of_each_part(root: Path) -> None:
+    shutil.copytree(root / "test", root / "val")
+    for part in ("train", "val", "test"):
+        (root / part / "dog/0.png").write_bytes(b"no image")
 
 
 def epoch_of(loader, epoch: int) -> list[torch.Tensor]:
@@ -182,7 +189,7 @@ def test_a_folder_of_images_is_opened_resized_and_cropped(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "test/dog/0.png").write_bytes(b"no image"), "1 of 8 images"),
+        (spoil_an_image_of_each_part, r"3 of 12 images cannot be used; .*train/dog/0\.png is not"),
         (lambda root: [p.unlink() for p in (root / "train/cat").iterdir()], "holds no image"),
         (lambda root: (root / "test/dog/notes.txt").write_text("x"), "no images by their names"),
         (lambda root: (root / "test/dog").rename(root / "test/fox"), "first difference"),

@@ -4,8 +4,10 @@ import gc
 import io
 import json
 import shutil
+import struct
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,15 @@ import torch
 from PIL import Image
 
 from spikedriven.cli.main import main
-from spikedriven.data import AugmentConfig, DataConfig, Place, Splits, make_loader, open_data
+from spikedriven.data import (
+    AugmentConfig,
+    DataConfig,
+    Place,
+    Splits,
+    hugging_face,
+    make_loader,
+    open_data,
+)
 from spikedriven.errors import DataError
 
 CLASSES = ("cat", "dog", "eel")
@@ -135,7 +145,7 @@ def test_shards_are_read_as_webdataset_reads_them(tmp_path):
         pattern = str(tmp_path / f"{part}-%04d.tar")
         with wds.ShardWriter(pattern, maxcount=5, verbose=0) as writer:
             for n, (image, label) in enumerate(files_of(source, part)):
-                writer.write({"__key__": f"{part}/sample{n:03}", "png": image, "cls": label})
+                writer.write({"__key__": f"{n % 2}/sample{n // 2:03}", "png": image, "cls": label})
     splits = opened("webdataset", tmp_path, validation_fraction=0)
     assert splits.info.classes == ("0", "1", "2")
     for part in ("train", "test"):
@@ -179,17 +189,26 @@ def png(mode: str, width: int = 4, height: int = 4) -> bytes:
     return content.getvalue()
 
 
+def bomb() -> bytes:
+    """A header of 20,000 x 20,000 pixels, which Pillow will not unpack."""
+    whole = png("L")
+    header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + whole[24:29]
+    return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
+
 @pytest.mark.parametrize(
     ("members", "problem"),
     [
         ({"1.png": b"no image", "1.cls": b"0"}, "1.png is not a readable image"),
         ({"1.png": png("I;16"), "1.cls": b"0"}, "1.png has pixels of mode I;16"),
         ({"1.png": png("L", 1, 101), "1.cls": b"0"}, "1.png is 101 x 1 pixels"),
+        ({"1.png": bomb(), "1.cls": b"0"}, "1.png is not a readable image"),
         ({"1.cls": b"0"}, "no image"),
         (sample(1) | {"1.jpg": b""}, "two images"),
         ({"1.png": sample(1)["1.png"]}, "no .cls"),
         (sample(1) | {"1.cls": b"cat"}, "its label is 'cat', no number"),
         (sample(1) | {"1.cls": b"-1"}, "its label is '-1', no number"),
+        (sample(1) | {"1.cls": b"1" * 30}, "its label is '11111111111111111111', no number"),
     ],
 )
 def test_samples_that_cannot_be_used_are_counted_and_the_first_is_named(tmp_path, members, problem):
@@ -254,7 +273,9 @@ def test_a_shard_that_is_listed_must_be_there_with_all_its_samples(tmp_path):
         opened("webdataset", tmp_path)
 
 
-def test_unreadable_rows_are_counted_and_hidden_labels_passed_over(tmp_path):
+def test_unreadable_rows_are_counted_and_hidden_labels_passed_over(tmp_path, monkeypatch):
+    """Rows are looked at five by five: the first that cannot be read is in the second five."""
+    monkeypatch.setattr(hugging_face, "_ROWS", 5)
     datasets = pytest.importorskip("datasets", reason="the extra huggingface is not installed")
     source = in_tables(tmp_path / "whole", folder(tmp_path / "files"))
     saved = datasets.load_from_disk(str(source))
@@ -262,14 +283,18 @@ def test_unreadable_rows_are_counted_and_hidden_labels_passed_over(tmp_path):
     saved.save_to_disk(str(tmp_path / "hidden"))
     splits = opened("hugging_face", tmp_path / "hidden", validation_fraction=0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 0, 12)
-    plain = saved["train"].cast_column("image", datasets.Image(decode=False))
-    broken = plain.map(
-        lambda row, n: {"image": {"bytes": b"no image", "path": None}} if n in (4, 7) else row,
-        with_indices=True,
+    saved["validation"] = saved["validation"].map(
+        lambda row, n: {**row, "label": row["label"] if n else -1}, with_indices=True
     )
+    saved.save_to_disk(str(tmp_path / "in part"))
+    with pytest.raises(DataError, match=r"has the label -1; labels must lie in \[0, 2\]"):
+        opened("hugging_face", tmp_path / "in part")
+    plain = saved["train"].cast_column("image", datasets.Image(decode=False))
+    spoilt = {7: {"bytes": b"no image", "path": None}, 9: None}
+    broken = plain.map(lambda row, n: {"image": spoilt.get(n, row["image"])}, with_indices=True)
     saved["train"] = broken.cast_column("image", datasets.Image())
     saved.save_to_disk(str(tmp_path / "broken"))
-    with pytest.raises(DataError, match=r"2 of 12 images cannot be used; row 4 of .*/train is not"):
+    with pytest.raises(DataError, match=r"2 of 12 images cannot be used; row 7 of .*/train is not"):
         opened("hugging_face", tmp_path / "broken")
 
 

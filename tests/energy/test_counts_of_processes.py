@@ -69,9 +69,8 @@ def test_two_processes_count_what_one_counts(subject, found, dataset):
     for process in found:
         together = process[dataset][1]
         assert figures(together) == figures(whole)
-        assert together.images == whole.images == LENGTHS[dataset]
-        assert together.passes == whole.passes
-        assert together.rates == whole.rates
+        assert together.images == whole.images == whole.frames == LENGTHS[dataset]
+        assert together == whole
         for convention in CONVENTIONS:
             assert energy(together, convention).lines == energy(whole, convention).lines
 

@@ -9,7 +9,7 @@ import pytest
 from numba import njit, prange
 from tests.helpers.processors import PROCESSORS
 
-from spikedriven.engine import purity
+from spikedriven.engine import purity, run
 from spikedriven.engine.purity import (
     Finding,
     Kernel,
@@ -375,7 +375,7 @@ def test_no_kernel_of_the_engine_multiplies_in_a_loop(kernels):
 def test_only_kernels_that_make_arrays_count_references():
     """An atomic addition by a far call: in a loop it costs more than the loop's own work."""
     kernels = dict(purity._dispatchers())
-    assert "synapse._gather_block" in kernels
+    assert kernels["synapse._gather_block"] is run.synapse._gather_block
     counting = {name for name, kernel in kernels.items() if kernel.targetoptions.get("_nrt", True)}
     engines = {name for name in counting if not name.startswith("spikedriven.")}
     assert engines == {"events._list_task", "events._merge_task", "synapse._run_task"}

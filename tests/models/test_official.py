@@ -112,6 +112,20 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
         sd.load_official(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(1)], "holds a list; it must hold a dictionary of tensors"),
+        ({"state_dict": {"epoch": 305}}, "holds 'epoch', a int; every entry must be a tensor"),
+    ],
+    ids=["a list", "a number"],
+)
+def test_what_is_no_dictionary_of_tensors_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=message):
+        sd.load_official(tmp_path / "other.pth")
+
+
 def test_a_truncated_file_is_refused(cifar, tmp_path):
     path = tmp_path / "cut.pth.tar"
     torch.save(cifar.tensors("param/"), path)
@@ -138,10 +152,13 @@ def test_a_missing_key_is_refused_by_our_name(cifar):
         sd.load_official(tensors, **cifar.hidden_arguments)
 
 
-def test_a_wrong_shape_is_refused(cifar):
+@pytest.mark.parametrize("side", [(1, 1), (1, 9)])
+def test_a_wrong_shape_is_refused(cifar, side):
     tensors = cifar.tensors("param/")
-    tensors["patch_embed.rpe_conv.weight"] = torch.zeros(32, 32, 1, 1)
-    with pytest.raises(CheckpointError, match=r"\[32, 32, 1, 1\]; this model has"):
+    tensors["patch_embed.rpe_conv.weight"] = torch.zeros(32, 32, *side)
+    with pytest.raises(
+        CheckpointError, match=r"\[32, 32, 1, \d\]; this model has \[32, 32, 3, 3\]"
+    ):
         sd.load_official(tensors, **cifar.hidden_arguments)
 
 

@@ -15,7 +15,7 @@ from spikedriven.train.recipe import list_recipes, load_recipe
         ("schedule.epochs=0", "at least 1"),
         ("schedule.warmup_epochs=16", "warm-up must end"),
         ("schedule.single_step_epochs=-1", "must be at least 0"),
-        ("schedule.single_step_epochs=16", "the last ones must train all steps"),
+        ("schedule.single_step_epochs=12", "12 of 12 epochs; the last ones must train all steps"),
         ("schedule.min_lr=1", r"not be above optimizer\.lr, 0\.002"),
         ("optimizer.lr=-1", "above 0"),
         ("optimizer.lr=.inf", "finite"),
@@ -49,6 +49,12 @@ from spikedriven.train.recipe import list_recipes, load_recipe
 def test_a_recipe_refuses_nonsense_and_names_the_cure(setting, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe("digits", [setting])
+
+
+def test_the_epochs_that_train_all_steps_may_be_those_of_the_cooldown():
+    settings = ["schedule.single_step_epochs=12", "schedule.cooldown_epochs=1"]
+    schedule = load_recipe("digits", settings).schedule
+    assert [schedule.is_single_step(epoch) for epoch in (11, 12)] == [True, False]
 
 
 def test_every_packaged_recipe_is_valid_and_survives_the_round_trip(tmp_path):

@@ -196,6 +196,28 @@ def test_evaluation_repeats_what_the_run_reported(finished):
     assert [sum(row) for row in result.confusion] == np.bincount(labels).tolist()
 
 
+def test_evaluating_and_predicting_need_no_trainer(finished, tmp_path):
+    """In a process of its own: here everything is imported already."""
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    code = (
+        "import sys\n"
+        "from spikedriven.cli.main import main\n"
+        "main(['eval', sys.argv[1]])\n"
+        "main(['predict', *sys.argv[1:]])\n"
+        "print('lightning' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(finished), str(tmp_path / "image.png")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "accuracy" in done.stdout
+    assert "image.png" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
 def test_the_worst_mistakes_come_first_and_hits_are_none():
     result = Evaluation(
         accuracy=0.5, loss=1.0, count=20, firing_rates={}, classes=("a", "b", "c"),
@@ -323,7 +345,7 @@ def test_single_step_epochs_show_one_frame_and_give_no_best_weights(tmp_path):
         fit(recipe, run_dir=tmp_path / "run")
     training = [steps for is_training, steps, _ in seen if is_training]
     assert training == [1] * 12 + [2] * 6
-    assert not any(chosen for _, steps, chosen in seen if steps == 1)
+    assert not any(chosen for is_training, _, chosen in seen if is_training)
     assert sum(steps == 1 for is_training, steps, _ in seen if not is_training) == 2 * 6
     assert best.exists()
 

@@ -98,8 +98,9 @@ def test_the_readmes_commands_run_one_after_the_other(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Image.new("L", (8, 8), 90).save("IMAGE.png")
     Path("benchmarks").symlink_to(README.parent / "benchmarks")
-    small = ["model.width=16", "model.num_heads=2", "model.depth=1", "model.num_steps=2",
-             "data.image_size=8", "data.validation_fraction=0.9", "schedule.epochs=2"]  # fmt: skip
+    small = ["model.width=32", "model.num_heads=2", "model.depth=1", "model.num_steps=2",
+             "data.image_size=8", "data.validation_fraction=0.5", "data.batch_size=16",
+             "schedule.epochs=4", "schedule.warmup_epochs=0", "optimizer.lr=3e-3"]  # fmt: skip
     lines = [line for line in readme_commands() if not any(word in line for word in ELSEWHERE)]
     assert len(lines) == 19
     for line in lines:

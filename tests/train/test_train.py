@@ -375,6 +375,10 @@ def test_the_time_left_counts_time_steps_not_epochs(tmp_path, monkeypatch):
     # Six batches of one step in the first two epochs, of two in the others.
     left = [int(re.search(r"(\d+) s left", line)[1]) for line in lines]
     assert left == [6 * (1 + 2 + 2), 6 * (2 + 2), 6 * 2, 0]
+    fit_and_stop(recipe, tmp_path / "cut", at_epoch=2)
+    lines.clear()
+    resume(tmp_path / "cut", say=lines.append)
+    assert [re.search(r"(\S+) s left", line)[1] for line in lines] == [str(6 * 2), "0"]
 
 
 def test_the_average_is_that_of_the_steps_weights_and_is_what_is_tested(tmp_path):

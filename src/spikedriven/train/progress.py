@@ -37,7 +37,10 @@ class Clock:
 
     def start(self, trainer: lightning.Trainer) -> None:
         """Start the clock, wherever a run begins or continues."""
-        self.began, self.before = monotonic(), self._work(trainer, epochs_done(trainer))
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        # Continued after a whole epoch: it is counted, and its batches are not yet forgotten.
+        part = batches % int(trainer.num_training_batches) / trainer.num_training_batches
+        self.began, self.before = monotonic(), self._work(trainer, trainer.current_epoch + part)
 
     def left(self, trainer: lightning.Trainer) -> float:
         """Return the seconds left; infinity before there is a pace."""

@@ -1,5 +1,6 @@
 """The model is the published one, forward and backward: every figure against the released code."""
 
+import argparse
 import hashlib
 import pickle
 import zipfile
@@ -81,7 +82,7 @@ def test_released_names_survive_the_round_trip(golden):
         assert back[key].shape == released[key].shape
 
 
-@pytest.mark.parametrize("layout", ["bare", "state_dict", "module.", "safetensors"])
+@pytest.mark.parametrize("layout", ["bare", "state_dict", "module.", "training", "safetensors"])
 def test_released_files_are_read_in_every_layout(cifar, layout, tmp_path):
     tensors = {key: t.float() for key, t in cifar.tensors("param/").items()}
     path = tmp_path / "model.pth.tar"
@@ -91,10 +92,18 @@ def test_released_files_are_read_in_every_layout(cifar, layout, tmp_path):
         torch.save({"epoch": 305, "state_dict": tensors}, path)
     elif layout == "module.":
         torch.save({"state_dict": {f"module.{k}": t for k, t in tensors.items()}}, path)
+    elif layout == "training":  # all that timm's CheckpointSaver writes for the released train.py
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(tensors["head.weight"])], lr=5e-4)
+        settings = argparse.Namespace(model="sdt", opt_betas=[0.9, 0.98], lr=5e-4, dvs_mode=False)
+        training = {"epoch": 305, "arch": "sdt", "optimizer": optimizer.state_dict(), "version": 2}
+        training |= {"args": settings, "amp_scaler": {"scale": 65536.0}, "metric": 76.32}
+        torch.save(training | {"state_dict": tensors}, path)
     else:
         path = tmp_path / "model.safetensors"
         save_file(tensors, path)
+    allowed = set(torch.serialization.get_safe_globals())
     model = sd.load_official(path, **cifar.hidden_arguments)
+    assert set(torch.serialization.get_safe_globals()) == allowed
     assert model.head.weight.dtype == torch.float32
     assert not model.training
     assert torch.equal(model.head.weight, tensors["head.weight"])
@@ -105,9 +114,14 @@ class _RunsCode:
         return (pytest.fail, ("the pickle ran code",))
 
 
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": _RunsCode()}, {"args": argparse.Namespace(model=_RunsCode())}],
+    ids=["weights", "settings"],
+)
+def test_a_pickle_that_runs_code_is_refused_and_not_run(content, tmp_path):
     path = tmp_path / "hostile.pth"
-    path.write_bytes(pickle.dumps({"state_dict": _RunsCode()}, protocol=2))
+    path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(CheckpointError, match="was not run"):
         sd.load_official(path)
 

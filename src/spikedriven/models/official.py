@@ -1,5 +1,6 @@
 """The released code's files and names: what is theirs becomes ours, exactly, and back."""
 
+import argparse
 import pickle
 import warnings
 import zipfile
@@ -35,6 +36,8 @@ _BLOCK_NEURONS = {
 }
 _BLOCK_UNUSED = ("attn.talking_heads.weight", "attn.attn_lif.w")
 _UNUSED = ("patch_embed.rpe_lif.w",)
+# As a pair: allowing it for one file, and no longer, leaves what a caller allowed as it was.
+_SETTINGS = (argparse.Namespace, "argparse.Namespace")
 
 
 def released_keys(config: SDTConfig) -> dict[str, str]:
@@ -112,7 +115,9 @@ def load_official(
 
     Args:
         source: A `.pth.tar` or `.pth` file (read without running code from it), a `.safetensors`
-            file, or a state dict; keys with or without `module.`, bare or under `state_dict`.
+            file, or a state dict; keys with or without `module.`, bare or under `state_dict`. The
+            settings that timm saves beside it, an `argparse.Namespace`, are read and not used: the
+            class has no code that making or filling one would run.
         num_steps: T.
         stem_pool: The released `pooling_stat`: "1111" ImageNet, "0011" CIFAR, "0111" Gesture.
         num_heads: Matters under `dvs_dilation` only.
@@ -174,7 +179,7 @@ def _read(path: Path) -> Mapping[str, object]:
         return read_safetensors(path)[1]
     try:
         _check_size(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([_SETTINGS]):
             # What torch thinks of a foreign pickle is said below, in one sentence.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)

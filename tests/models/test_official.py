@@ -12,7 +12,12 @@ from tests.helpers.golden import FOLDER, NAMES, Golden
 
 import spikedriven as sd
 from spikedriven.errors import CheckpointError
-from spikedriven.models.official import ignored_keys, released_hooks, released_keys
+from spikedriven.models.official import (
+    ignored_keys,
+    mlp_ratio,
+    released_hooks,
+    released_keys,
+)
 
 # float64 sums of a few thousand terms in another order differ by about 1e-13
 LOGIT_BAND = 1e-9
@@ -80,6 +85,19 @@ def test_released_names_survive_the_round_trip(golden):
         assert torch.equal(back[key], released[key]), key
     for key in ignored:
         assert back[key].shape == released[key].shape
+
+
+def test_every_hidden_size_has_a_ratio_that_gives_it():
+    pairs = ((w, h) for w in range(8, 1025, 8) for h in range(1, 4 * w + 1))
+    wrong = [(w, h) for w, h in pairs if int(w * mlp_ratio(h, w)) != h]  # as SDTConfig.hidden
+    assert wrong == []
+
+
+def test_a_model_whose_hidden_size_is_no_ratio_survives_the_round_trip():
+    model = sd.create_model("sdt_tiny", width=88, mlp_ratio=1.37)  # 120 / 88 * 88 < 120
+    back = sd.load_official(sd.to_official_state_dict(model), stem_pool="0011")
+    own = model.state_dict()
+    assert {key for key, t in back.state_dict().items() if torch.equal(t, own[key])} == own.keys()
 
 
 @pytest.mark.parametrize("layout", ["bare", "state_dict", "module.", "training", "safetensors"])

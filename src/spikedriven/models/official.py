@@ -1,6 +1,7 @@
 """The released code's files and names: what is theirs becomes ours, exactly, and back."""
 
 import argparse
+import math
 import pickle
 import warnings
 import zipfile
@@ -101,6 +102,12 @@ def released_hooks(config: SDTConfig) -> dict[str, str]:
     return hooks
 
 
+def mlp_ratio(hidden: int, width: int) -> float:
+    """Return the ratio that gives `hidden` channels: their quotient, or the number above it."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def load_official(
     source: str | Path | Mapping[str, Tensor],
     *,
@@ -139,8 +146,9 @@ def load_official(
             num_classes=tensors["head.weight"].shape[0],
             in_channels=tensors["patch_embed.proj_conv.weight"].shape[1],
             num_steps=num_steps,
-            mlp_ratio=tensors["block.0.mlp.fc1_conv.weight"].shape[0]
-            / tensors["head.weight"].shape[1],
+            mlp_ratio=mlp_ratio(
+                tensors["block.0.mlp.fc1_conv.weight"].shape[0], tensors["head.weight"].shape[1]
+            ),
             num_heads=num_heads,
             stem_pool=stem_pool,
             neuron="plif" if "head_lif.w" in tensors else "lif",

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -175,6 +176,29 @@ def test_a_wrong_shape_is_refused(cifar):
     tensors["patch_embed.rpe_conv.weight"] = torch.zeros(32, 32, 1, 1)
     with pytest.raises(CheckpointError, match=r"\[32, 32, 1, 1\]; this model has"):
         sd.load_official(tensors, **cifar.hidden_arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape"),
+    [
+        ("cifar_tiny", "block.1.attn.talking_heads.weight", (5, 7, 9)),
+        ("plif_tiny", "block.0.attn.attn_lif.w", (1,)),
+        ("plif_tiny", "patch_embed.rpe_lif.w", (2, 2)),
+    ],
+)
+def test_a_wrong_shape_is_refused_even_of_a_tensor_that_is_ignored(name, key, shape):
+    golden = Golden(name)
+    tensors = golden.tensors("param/")
+    assert key in tensors
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(list(shape)))}; .* has \["):
+        sd.load_official(tensors | {key: torch.zeros(shape)}, **golden.hidden_arguments)
+
+
+def test_heads_that_the_file_contradicts_are_refused():
+    golden = Golden("dvs_tiny")
+    arguments = golden.hidden_arguments | {"num_heads": 1}
+    with pytest.raises(CheckpointError, match=r"with num_heads=1 .*: give the num_heads"):
+        sd.load_official(golden.tensors("param/"), **arguments)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -68,10 +68,13 @@ def released_keys(config: SDTConfig) -> dict[str, str]:
     return keys
 
 
-def ignored_keys(config: SDTConfig) -> list[str]:
-    """Return the released keys that nothing in the released forward pass reads."""
+def ignored_keys(config: SDTConfig) -> dict[str, tuple[int, ...]]:
+    """Return the released keys that nothing in the released forward pass reads -> their shapes."""
     keys = [*_UNUSED, *(f"block.{n}.{key}" for n in range(config.depth) for key in _BLOCK_UNUSED)]
-    return [key for key in keys if config.neuron == "plif" or not key.endswith(".w")]
+    if config.neuron != "plif":
+        keys = [key for key in keys if not key.endswith(".w")]
+    heads = config.num_heads
+    return {key: () if key.endswith(".w") else (heads, heads, 1) for key in keys}
 
 
 def released_hooks(config: SDTConfig) -> dict[str, str]:
@@ -127,7 +130,7 @@ def load_official(
             class has no code that making or filling one would run.
         num_steps: T.
         stem_pool: The released `pooling_stat`: "1111" ImageNet, "0011" CIFAR, "0111" Gesture.
-        num_heads: Matters under `dvs_dilation` only.
+        num_heads: The side of the unused `talking_heads`; else matters under `dvs_dilation` only.
         dvs_dilation: The released `dvs_mode`.
 
     Returns:
@@ -162,7 +165,14 @@ def load_official(
             "it must be a released checkpoint: choose another file"
         ) from error
     ours = {theirs: key for key, theirs in released_keys(config).items()}
-    ignored = set(ignored_keys(config))
+    ignored = ignored_keys(config)
+    for key, shape in ignored.items():
+        if key in tensors and tensors[key].shape != shape:
+            raise CheckpointError(
+                f"{name} holds {key!r} as {list(tensors[key].shape)}; with num_heads={num_heads} "
+                f"the released code has {list(shape)}: give the num_heads of its training, or "
+                "choose another file"
+            )
     kept = ((ours.get(key, key), t) for key, t in tensors.items() if key not in ignored)
     return build(config, _once(kept, name), name).eval()
 
@@ -175,9 +185,7 @@ def to_official_state_dict(model: SpikeDrivenTransformer) -> dict[str, Tensor]:
     """
     own = model.state_dict()
     released = {theirs: own[ours] for ours, theirs in released_keys(model.config).items()}
-    heads = model.config.num_heads
-    for key in ignored_keys(model.config):
-        shape = () if key.endswith(".w") else (heads, heads, 1)
+    for key, shape in ignored_keys(model.config).items():
         released[key] = torch.zeros(shape, dtype=own["head.weight"].dtype)
     return released
 

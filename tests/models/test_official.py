@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import pickle
+import random
 import re
 import zipfile
 
@@ -151,6 +152,41 @@ def test_a_truncated_file_is_refused(cifar, tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match=r"cut\.pth\.tar"):
         sd.load_official(path)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_however_a_file_is_damaged_one_sentence_refuses_it(is_zip, tmp_path):
+    content = {"args": argparse.Namespace(lr=5e-4), "state_dict": {"head.weight": torch.ones(2, 2)}}
+    path = tmp_path / "damaged.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 8)):
+            damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.randint(len(whole) // 2, 2 * len(whole))])
+        with pytest.raises(CheckpointError) as refused:
+            sd.load_official(path)
+        assert str(refused.value).startswith(str(path))
+
+
+class _NeedsMemory:
+    def __reduce__(self):
+        return (bytearray, (10**14,))
+
+
+def test_a_file_that_asks_for_all_memory_is_refused(tmp_path):
+    path = tmp_path / "greedy.pth"
+    path.write_bytes(pickle.dumps({"state_dict": _NeedsMemory()}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"cannot be read \(MemoryError\)"):
+        sd.load_official(path)
+
+
+def test_sizes_that_no_model_has_are_the_files_fault(released):
+    tensors = released | {"head.weight": torch.zeros(3, 12)}
+    with pytest.raises(CheckpointError, match=r"its size \(width is 12; "):
+        sd.load_official(tensors)
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -143,27 +144,28 @@ def load_official(
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     tensors = _bare(source if isinstance(source, Mapping) else _read(Path(source)), name)
     try:
-        config = SDTConfig(
+        sizes = SDTConfig(
             depth=len({key.split(".")[1] for key in tensors if key.startswith("block.")}),
             width=tensors["head.weight"].shape[1],
             num_classes=tensors["head.weight"].shape[0],
             in_channels=tensors["patch_embed.proj_conv.weight"].shape[1],
-            num_steps=num_steps,
             mlp_ratio=mlp_ratio(
                 tensors["block.0.mlp.fc1_conv.weight"].shape[0], tensors["head.weight"].shape[1]
             ),
-            num_heads=num_heads,
-            stem_pool=stem_pool,
             neuron="plif" if "head_lif.w" in tensors else "lif",
-            dvs_dilation=dvs_dilation,
         )
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (KeyError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
         raise CheckpointError(
             f"{name} lacks the tensors that give a Spike-driven Transformer its size ({error}); "
             "it must be a released checkpoint: choose another file"
         ) from error
+    config = replace(
+        sizes,
+        num_steps=num_steps,
+        num_heads=num_heads,
+        stem_pool=stem_pool,
+        dvs_dilation=dvs_dilation,
+    )
     ours = {theirs: key for key, theirs in released_keys(config).items()}
     ignored = ignored_keys(config)
     for key, shape in ignored.items():
@@ -197,16 +199,16 @@ def _read(path: Path) -> Mapping[str, object]:
         _check_size(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([_SETTINGS]):
             # What torch thinks of a foreign pickle is said below, in one sentence.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, and was not run; it must be a file "
             "of weights: get it from its authors again, or save its state_dict alone"
         ) from error
-    except (
-        OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except Exception as error:  # A damaged pickle fails in any way that its instructions can.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read ({reason}); it must be a whole PyTorch file: "

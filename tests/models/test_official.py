@@ -165,7 +165,7 @@ def test_however_a_file_is_damaged_one_sentence_refuses_it(is_zip, tmp_path):
         damaged = bytearray(whole)
         for _ in range(draw.randint(1, 8)):
             damaged[draw.randrange(len(whole))] = draw.randrange(256)
-        path.write_bytes(damaged[: draw.randint(len(whole) // 2, 2 * len(whole))])
+        path.write_bytes(damaged)
         with pytest.raises(CheckpointError) as refused:
             sd.load_official(path)
         assert str(refused.value).startswith(str(path))

@@ -1,6 +1,7 @@
 """The model is the published one, forward and backward: every figure against the released code."""
 
 import argparse
+import collections
 import hashlib
 import pickle
 import random
@@ -189,6 +190,21 @@ def test_sizes_that_no_model_has_are_the_files_fault(released):
         sd.load_official(tensors)
 
 
+def test_attributes_that_a_pickle_puts_before_methods_are_not_called(released, tmp_path):
+    weight = released["head.weight"].clone()
+    weight.isfinite = None
+    content = collections.OrderedDict(state_dict=released | {"head.weight": weight})
+    content.get = None
+    torch.save(content, tmp_path / "model.pth")
+    model = sd.load_official(tmp_path / "model.pth")
+    assert torch.equal(model.head.weight, released["head.weight"])
+
+
+def test_a_key_that_is_no_name_is_refused(released):
+    with pytest.raises(CheckpointError, match="a key of type int"):
+        sd.load_official(released | {7: torch.zeros(1)})
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         sd.load_official(tmp_path / "nowhere.pth")
@@ -286,11 +302,15 @@ def test_a_tensor_that_stands_twice_is_refused(released, prefix, message):
         lambda t: t.to_sparse(),
         lambda t: t.to("meta"),
         lambda t: torch.zeros(1).expand(t.shape),
+        lambda t: torch.nested.nested_tensor(list(t)),
+        lambda t: torch.zeros(1).expand(2**58, *t.shape[1:]),
     ],
-    ids=["sparse", "without content", "one number"],
+    ids=["sparse", "without content", "one number", "nested", "larger than any memory"],
 )
-def test_a_tensor_that_is_not_dense_is_refused_by_name(released, strange):
-    tensors = released | {"head.weight": strange(released["head.weight"])}
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("key", ["head.weight", "block.0.mlp.fc1_conv.weight"])
+def test_a_tensor_that_is_not_dense_is_refused_by_name(released, key, strange):
+    tensors = released | {key: strange(released[key])}
     with pytest.raises(CheckpointError, match="tensors must be dense"):
         sd.load_official(tensors)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
-from spikedriven.models.weights import build, read_safetensors
+from spikedriven.models.weights import build, check_dense, read_safetensors
 
 _STEM = {
     "image": ("proj_conv", "proj_bn", "proj_lif"),
@@ -243,15 +243,25 @@ def _check_size(path: Path) -> None:
 
 
 def _bare(content: Mapping[str, object], name: str) -> dict[str, Tensor]:
-    inner = content.get("state_dict", content)
+    # By subscripts and by Tensor's own method: a pickle may put anything in place of an object's.
+    inner = content["state_dict"] if "state_dict" in content else content  # noqa: SIM401
+    entries: Mapping[object, object] = inner if isinstance(inner, Mapping) else {}
     bare = []
-    for key, value in inner.items() if isinstance(inner, Mapping) else ():
+    for key in entries:
+        value = entries[key]
+        if not isinstance(key, str):
+            raise CheckpointError(
+                f"{name} has a key of type {type(key).__name__}; every key must be a tensor's "
+                "name: pass its state_dict"
+            )
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{name} holds {key!r}, a {type(value).__name__}; every entry must be a tensor: "
                 "pass its state_dict"
             )
-        bare.append((str(key).removeprefix("module."), value))
+        tensor = Tensor.detach(value)
+        check_dense(key, tensor, name)
+        bare.append((key.removeprefix("module."), tensor))
     return _once(bare, name)
 
 

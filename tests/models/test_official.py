@@ -1,7 +1,11 @@
 """The model is the published one, forward and backward: every figure against the released code."""
 
+import argparse
+import collections
 import hashlib
 import pickle
+import random
+import re
 import zipfile
 
 import pytest
@@ -11,7 +15,12 @@ from tests.helpers.golden import FOLDER, NAMES, Golden
 
 import spikedriven as sd
 from spikedriven.errors import CheckpointError
-from spikedriven.models.official import ignored_keys, released_hooks, released_keys
+from spikedriven.models.official import (
+    ignored_keys,
+    mlp_ratio,
+    released_hooks,
+    released_keys,
+)
 
 # float64 sums of a few thousand terms in another order differ by about 1e-13
 LOGIT_BAND = 1e-9
@@ -81,7 +90,20 @@ def test_released_names_survive_the_round_trip(golden):
         assert back[key].shape == released[key].shape
 
 
-@pytest.mark.parametrize("layout", ["bare", "state_dict", "module.", "safetensors"])
+def test_every_hidden_size_has_a_ratio_that_gives_it():
+    pairs = ((w, h) for w in range(8, 1025, 8) for h in range(1, 4 * w + 1))
+    wrong = [(w, h) for w, h in pairs if int(w * mlp_ratio(h, w)) != h]  # as SDTConfig.hidden
+    assert wrong == []
+
+
+def test_a_model_whose_hidden_size_is_no_ratio_survives_the_round_trip():
+    model = sd.create_model("sdt_tiny", width=88, mlp_ratio=1.37)  # 120 / 88 * 88 < 120
+    back = sd.load_official(sd.to_official_state_dict(model), stem_pool="0011")
+    own = model.state_dict()
+    assert {key for key, t in back.state_dict().items() if torch.equal(t, own[key])} == own.keys()
+
+
+@pytest.mark.parametrize("layout", ["bare", "state_dict", "module.", "training", "safetensors"])
 def test_released_files_are_read_in_every_layout(cifar, layout, tmp_path):
     tensors = {key: t.float() for key, t in cifar.tensors("param/").items()}
     path = tmp_path / "model.pth.tar"
@@ -91,10 +113,18 @@ def test_released_files_are_read_in_every_layout(cifar, layout, tmp_path):
         torch.save({"epoch": 305, "state_dict": tensors}, path)
     elif layout == "module.":
         torch.save({"state_dict": {f"module.{k}": t for k, t in tensors.items()}}, path)
+    elif layout == "training":  # all that timm's CheckpointSaver writes for the released train.py
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(tensors["head.weight"])], lr=5e-4)
+        settings = argparse.Namespace(model="sdt", opt_betas=[0.9, 0.98], lr=5e-4, dvs_mode=False)
+        training = {"epoch": 305, "arch": "sdt", "optimizer": optimizer.state_dict(), "version": 2}
+        training |= {"args": settings, "amp_scaler": {"scale": 65536.0}, "metric": 76.32}
+        torch.save(training | {"state_dict": tensors}, path)
     else:
         path = tmp_path / "model.safetensors"
         save_file(tensors, path)
+    allowed = set(torch.serialization.get_safe_globals())
     model = sd.load_official(path, **cifar.hidden_arguments)
+    assert set(torch.serialization.get_safe_globals()) == allowed
     assert model.head.weight.dtype == torch.float32
     assert not model.training
     assert torch.equal(model.head.weight, tensors["head.weight"])
@@ -105,9 +135,14 @@ class _RunsCode:
         return (pytest.fail, ("the pickle ran code",))
 
 
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": _RunsCode()}, {"args": argparse.Namespace(model=_RunsCode())}],
+    ids=["weights", "settings"],
+)
+def test_a_pickle_that_runs_code_is_refused_and_not_run(content, tmp_path):
     path = tmp_path / "hostile.pth"
-    path.write_bytes(pickle.dumps({"state_dict": _RunsCode()}, protocol=2))
+    path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(CheckpointError, match="was not run"):
         sd.load_official(path)
 
@@ -132,6 +167,56 @@ def test_a_truncated_file_is_refused(cifar, tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match=r"cut\.pth\.tar"):
         sd.load_official(path)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_however_a_file_is_damaged_one_sentence_refuses_it(is_zip, tmp_path):
+    content = {"args": argparse.Namespace(lr=5e-4), "state_dict": {"head.weight": torch.ones(2, 2)}}
+    path = tmp_path / "damaged.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 8)):
+            damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as refused:
+            sd.load_official(path)
+        assert str(refused.value).startswith(str(path))
+
+
+class _NeedsMemory:
+    def __reduce__(self):
+        return (bytearray, (10**14,))
+
+
+def test_a_file_that_asks_for_all_memory_is_refused(tmp_path):
+    path = tmp_path / "greedy.pth"
+    path.write_bytes(pickle.dumps({"state_dict": _NeedsMemory()}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"cannot be read \(MemoryError\)"):
+        sd.load_official(path)
+
+
+def test_sizes_that_no_model_has_are_the_files_fault(released):
+    tensors = released | {"head.weight": torch.zeros(3, 12)}
+    with pytest.raises(CheckpointError, match=r"its size \(width is 12; "):
+        sd.load_official(tensors)
+
+
+def test_attributes_that_a_pickle_puts_before_methods_are_not_called(released, tmp_path):
+    weight = released["head.weight"].clone()
+    weight.isfinite = None
+    content = collections.OrderedDict(state_dict=released | {"head.weight": weight})
+    content.get = None
+    torch.save(content, tmp_path / "model.pth")
+    model = sd.load_official(tmp_path / "model.pth")
+    assert torch.equal(model.head.weight, released["head.weight"])
+
+
+def test_a_key_that_is_no_name_is_refused(released):
+    with pytest.raises(CheckpointError, match="a key of type int"):
+        sd.load_official(released | {7: torch.zeros(1)})
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -160,6 +245,29 @@ def test_a_wrong_shape_is_refused(cifar, side):
         CheckpointError, match=r"\[32, 32, 1, \d\]; this model has \[32, 32, 3, 3\]"
     ):
         sd.load_official(tensors, **cifar.hidden_arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape"),
+    [
+        ("cifar_tiny", "block.1.attn.talking_heads.weight", (5, 7, 9)),
+        ("plif_tiny", "block.0.attn.attn_lif.w", (1,)),
+        ("plif_tiny", "patch_embed.rpe_lif.w", (2, 2)),
+    ],
+)
+def test_a_wrong_shape_is_refused_even_of_a_tensor_that_is_ignored(name, key, shape):
+    golden = Golden(name)
+    tensors = golden.tensors("param/")
+    assert key in tensors
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(list(shape)))}; .* has \["):
+        sd.load_official(tensors | {key: torch.zeros(shape)}, **golden.hidden_arguments)
+
+
+def test_heads_that_the_file_contradicts_are_refused():
+    golden = Golden("dvs_tiny")
+    arguments = golden.hidden_arguments | {"num_heads": 1}
+    with pytest.raises(CheckpointError, match=r"with num_heads=1 .*: give the num_heads"):
+        sd.load_official(golden.tensors("param/"), **arguments)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
@@ -211,11 +319,15 @@ def test_a_tensor_that_stands_twice_is_refused(released, prefix, message):
         lambda t: t.to_sparse(),
         lambda t: t.to("meta"),
         lambda t: torch.zeros(1).expand(t.shape),
+        lambda t: torch.nested.nested_tensor(list(t)),
+        lambda t: torch.zeros(1).expand(2**58, *t.shape[1:]),
     ],
-    ids=["sparse", "without content", "one number"],
+    ids=["sparse", "without content", "one number", "nested", "larger than any memory"],
 )
-def test_a_tensor_that_is_not_dense_is_refused_by_name(released, strange):
-    tensors = released | {"head.weight": strange(released["head.weight"])}
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("key", ["head.weight", "block.0.mlp.fc1_conv.weight"])
+def test_a_tensor_that_is_not_dense_is_refused_by_name(released, key, strange):
+    tensors = released | {key: strange(released[key])}
     with pytest.raises(CheckpointError, match="tensors must be dense"):
         sd.load_official(tensors)
 

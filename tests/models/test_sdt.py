@@ -24,6 +24,7 @@ RELEASED_PARAMETERS = {
     "sdt_2_256_cifar10dvs": 2_566_794,
     "sdt_2_256_gesture": 2_567_051,
 }
+RELEASED_CIFAR100_PARAMETERS = {"sdt_2_256_cifar": 2_590_212, "sdt_2_512_cifar": 10_279_716}
 
 
 def lively(config: sd.SDTConfig) -> sd.SpikeDrivenTransformer:
@@ -46,12 +47,18 @@ def images(count: int = 3, channels: int = 3, size: int = 16) -> torch.Tensor:
     return torch.randn(count, channels, size, size, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", RELEASED_PARAMETERS)
-def test_published_sizes_have_the_published_number_of_parameters(name):
+@pytest.mark.parametrize(
+    ("name", "classes", "released"),
+    [
+        *((name, {}, count) for name, count in RELEASED_PARAMETERS.items()),
+        *((name, {"num_classes": 100}, n) for name, n in RELEASED_CIFAR100_PARAMETERS.items()),
+    ],
+)
+def test_published_sizes_have_the_published_number_of_parameters(name, classes, released):
     with torch.device("meta"):
-        model = sd.create_model(name)
+        model = sd.create_model(name, **classes)
     unused = 64 * model.config.depth
-    assert sum(p.numel() for p in model.parameters()) + unused == RELEASED_PARAMETERS[name]
+    assert sum(p.numel() for p in model.parameters()) + unused == released
 
 
 def test_every_variant_is_tested_or_ours():

@@ -1,9 +1,12 @@
 """The released code's files and names: what is theirs becomes ours, exactly, and back."""
 
+import argparse
+import math
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
-from spikedriven.models.weights import build, read_safetensors
+from spikedriven.models.weights import build, check_dense, read_safetensors
 
 _STEM = {
     "image": ("proj_conv", "proj_bn", "proj_lif"),
@@ -35,6 +38,8 @@ _BLOCK_NEURONS = {
 }
 _BLOCK_UNUSED = ("attn.talking_heads.weight", "attn.attn_lif.w")
 _UNUSED = ("patch_embed.rpe_lif.w",)
+# As a pair: allowing it for one file, and no longer, leaves what a caller allowed as it was.
+_SETTINGS = (argparse.Namespace, "argparse.Namespace")
 
 
 def released_keys(config: SDTConfig) -> dict[str, str]:
@@ -64,10 +69,13 @@ def released_keys(config: SDTConfig) -> dict[str, str]:
     return keys
 
 
-def ignored_keys(config: SDTConfig) -> list[str]:
-    """Return the released keys that nothing in the released forward pass reads."""
+def ignored_keys(config: SDTConfig) -> dict[str, tuple[int, ...]]:
+    """Return the released keys that nothing in the released forward pass reads -> their shapes."""
     keys = [*_UNUSED, *(f"block.{n}.{key}" for n in range(config.depth) for key in _BLOCK_UNUSED)]
-    return [key for key in keys if config.neuron == "plif" or not key.endswith(".w")]
+    if config.neuron != "plif":
+        keys = [key for key in keys if not key.endswith(".w")]
+    heads = config.num_heads
+    return {key: () if key.endswith(".w") else (heads, heads, 1) for key in keys}
 
 
 def released_hooks(config: SDTConfig) -> dict[str, str]:
@@ -98,6 +106,12 @@ def released_hooks(config: SDTConfig) -> dict[str, str]:
     return hooks
 
 
+def mlp_ratio(hidden: int, width: int) -> float:
+    """Return the ratio that gives `hidden` channels: their quotient, or the number above it."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def load_official(
     source: str | Path | Mapping[str, Tensor],
     *,
@@ -112,10 +126,12 @@ def load_official(
 
     Args:
         source: A `.pth.tar` or `.pth` file (read without running code from it), a `.safetensors`
-            file, or a state dict; keys with or without `module.`, bare or under `state_dict`.
+            file, or a state dict; keys with or without `module.`, bare or under `state_dict`. The
+            settings that timm saves beside it, an `argparse.Namespace`, are read and not used: the
+            class has no code that making or filling one would run.
         num_steps: T.
         stem_pool: The released `pooling_stat`: "1111" ImageNet, "0011" CIFAR, "0111" Gesture.
-        num_heads: Matters under `dvs_dilation` only.
+        num_heads: The side of the unused `talking_heads`; else matters under `dvs_dilation` only.
         dvs_dilation: The released `dvs_mode`.
 
     Returns:
@@ -128,28 +144,37 @@ def load_official(
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     tensors = _bare(source if isinstance(source, Mapping) else _read(Path(source)), name)
     try:
-        config = SDTConfig(
+        sizes = SDTConfig(
             depth=len({key.split(".")[1] for key in tensors if key.startswith("block.")}),
             width=tensors["head.weight"].shape[1],
             num_classes=tensors["head.weight"].shape[0],
             in_channels=tensors["patch_embed.proj_conv.weight"].shape[1],
-            num_steps=num_steps,
-            mlp_ratio=tensors["block.0.mlp.fc1_conv.weight"].shape[0]
-            / tensors["head.weight"].shape[1],
-            num_heads=num_heads,
-            stem_pool=stem_pool,
+            mlp_ratio=mlp_ratio(
+                tensors["block.0.mlp.fc1_conv.weight"].shape[0], tensors["head.weight"].shape[1]
+            ),
             neuron="plif" if "head_lif.w" in tensors else "lif",
-            dvs_dilation=dvs_dilation,
         )
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (KeyError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
         raise CheckpointError(
             f"{name} lacks the tensors that give a Spike-driven Transformer its size ({error}); "
             "it must be a released checkpoint: choose another file"
         ) from error
+    config = replace(
+        sizes,
+        num_steps=num_steps,
+        num_heads=num_heads,
+        stem_pool=stem_pool,
+        dvs_dilation=dvs_dilation,
+    )
     ours = {theirs: key for key, theirs in released_keys(config).items()}
-    ignored = set(ignored_keys(config))
+    ignored = ignored_keys(config)
+    for key, shape in ignored.items():
+        if key in tensors and tensors[key].shape != shape:
+            raise CheckpointError(
+                f"{name} holds {key!r} as {list(tensors[key].shape)}; with num_heads={num_heads} "
+                f"the released code has {list(shape)}: give the num_heads of its training, or "
+                "choose another file"
+            )
     kept = ((ours.get(key, key), t) for key, t in tensors.items() if key not in ignored)
     return build(config, _once(kept, name), name).eval()
 
@@ -162,9 +187,7 @@ def to_official_state_dict(model: SpikeDrivenTransformer) -> dict[str, Tensor]:
     """
     own = model.state_dict()
     released = {theirs: own[ours] for ours, theirs in released_keys(model.config).items()}
-    heads = model.config.num_heads
-    for key in ignored_keys(model.config):
-        shape = () if key.endswith(".w") else (heads, heads, 1)
+    for key, shape in ignored_keys(model.config).items():
         released[key] = torch.zeros(shape, dtype=own["head.weight"].dtype)
     return released
 
@@ -174,18 +197,18 @@ def _read(path: Path) -> Mapping[str, object]:
         return read_safetensors(path)[1]
     try:
         _check_size(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([_SETTINGS]):
             # What torch thinks of a foreign pickle is said below, in one sentence.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, and was not run; it must be a file "
             "of weights: get it from its authors again, or save its state_dict alone"
         ) from error
-    except (
-        OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except Exception as error:  # A damaged pickle fails in any way that its instructions can.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read ({reason}); it must be a whole PyTorch file: "
@@ -220,15 +243,25 @@ def _check_size(path: Path) -> None:
 
 
 def _bare(content: Mapping[str, object], name: str) -> dict[str, Tensor]:
-    inner = content.get("state_dict", content)
+    # By subscripts and by Tensor's own method: a pickle may put anything in place of an object's.
+    inner = content["state_dict"] if "state_dict" in content else content  # noqa: SIM401
+    entries: Mapping[object, object] = inner if isinstance(inner, Mapping) else {}
     bare = []
-    for key, value in inner.items() if isinstance(inner, Mapping) else ():
+    for key in entries:
+        value = entries[key]
+        if not isinstance(key, str):
+            raise CheckpointError(
+                f"{name} has a key of type {type(key).__name__}; every key must be a tensor's "
+                "name: pass its state_dict"
+            )
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{name} holds {key!r}, a {type(value).__name__}; every entry must be a tensor: "
                 "pass its state_dict"
             )
-        bare.append((str(key).removeprefix("module."), value))
+        tensor = Tensor.detach(value)
+        check_dense(key, tensor, name)
+        bare.append((key.removeprefix("module."), tensor))
     return _once(bare, name)
 
 

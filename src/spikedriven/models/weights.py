@@ -118,6 +118,20 @@ def fill(model: SpikeDrivenTransformer, tensors: Mapping[str, Tensor], source: s
     model.load_state_dict(tensors)
 
 
+def check_dense(name: str, tensor: Tensor, source: str) -> None:
+    """Refuse a tensor whose shape cannot be taken at its word.
+
+    Raises:
+        CheckpointError: It is sparse, nested, quantised, without content, or a view of fewer
+            numbers than it claims.
+    """
+    if not _is_whole(tensor):
+        raise CheckpointError(
+            f"{source} holds {name!r} as {tensor.layout} on {tensor.device.type}, not every "
+            "number by itself; tensors must be dense: save it with its to_dense().clone()"
+        )
+
+
 def _check(wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], source: str) -> None:
     _check_shapes(wanted, tensors, source)
     if foreign := sorted(tensors.keys() - wanted.keys()):
@@ -155,16 +169,14 @@ def _check_shapes(
                 f"{source} holds {name!r} as {list(tensor.shape)}; this model has "
                 f"{list(shape)}: choose the file that belongs to it"
             )
-        if not _is_whole(tensor):
-            raise CheckpointError(
-                f"{source} holds {name!r} as {tensor.layout} on {tensor.device.type}, not every "
-                "number by itself; tensors must be dense: save it with its to_dense().clone()"
-            )
+        check_dense(name, tensor, source)
 
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether every number has a place of its own: a view of one number may claim any size."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        return False
+    if tensor.is_quantized or tensor.is_nested:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 

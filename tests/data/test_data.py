@@ -1,7 +1,9 @@
 """Every sample counts once, nothing depends on history, and damage is named."""
 
 import gzip
+import hashlib
 import os
+import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +299,48 @@ def test_altered_cifar_files_are_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(DataError, match="incomplete or altered"):
         open_data(DataConfig(name="cifar10"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "x")]
+)
+def test_cifar_is_found_in_the_folder_that_one_stands_in(tmp_path, monkeypatch, name, layout):
+    """Whatever that folder is called; by name, torchvision would look beside it."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name.upper())
+    (tmp_path / layout).mkdir()
+    monkeypatch.chdir(tmp_path / layout)
+    content = {"labels": [0, 1], "fine_labels": [0, 1], "data": np.full((2, 3072), 7, np.uint8)}
+    content |= {"label_names": ["a", "b"], "fine_label_names": ["a", "b"]}
+    lists = {}
+    for part in ("train_list", "test_list"):
+        lists[part] = [[part, hashlib.md5(pickle.dumps(content)).hexdigest()]]
+        Path(part).write_bytes(pickle.dumps(content))
+    meta = kind.meta["filename"]
+    Path(meta).write_bytes(pickle.dumps(content))
+    lists["meta"] = kind.meta | {"md5": lists["test_list"][0][1]}
+    for attribute, value in lists.items():
+        monkeypatch.setattr(kind, attribute, value)
+    splits = open_data(DataConfig(name=name), Path())
+    assert splits.info.classes == ("a", "b")
+    assert (splits.test.pixels(1) == 7).all()
+
+
+def test_a_single_class_is_refused_where_the_data_are_opened(tmp_path):
+    with pytest.raises(DataError, match="has 1 class; there must be at least two"):
+        open_data(DataConfig(name="image_folder"), folder(tmp_path, classes=("cat",)))
+
+
+@pytest.mark.parametrize(("empty", "part"), [("train", "training"), ("t10k", "test")])
+def test_a_part_without_images_is_refused_before_it_is_needed(tmp_path, empty, part):
+    for prefix in ("train", "t10k"):
+        count = 0 if prefix == empty else 20
+        images, labels = np.zeros((count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(DataError, match=f"^mnist has no {part} image; .* {part} files again$"):
+        open_data(DataConfig(name="mnist"), tmp_path)
 
 
 def test_a_label_out_of_range_is_refused():

@@ -151,7 +151,8 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     check_image_size(info, model.config)
     if len(splits.train) == 0:
         raise ConfigError(
-            "no training image is left; data.validation_fraction must leave some: lower it"
+            f"data.validation_fraction is {recipe.data.validation_fraction} and holds out every "
+            "training image; it must leave some: lower it"
         )
     if recipe.evaluate == "best" and len(splits.validation) == 0:
         raise ConfigError(

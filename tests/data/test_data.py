@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from spikedriven.data import (
     make_loader,
     open_data,
     read_sample,
+    transforms,
 )
 from spikedriven.data.transforms import Augment
 from spikedriven.errors import ConfigError, DataError
@@ -278,6 +280,63 @@ def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
     splits = open_data(DataConfig(name="image_folder", image_size=8), root)
     with pytest.raises(DataError, match=r"1\.png is not a readable image"):
         splits.test[3]
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(60, "3"), (0, "at least 1")])
+def test_the_first_damage_that_is_met_counts_all_and_names_the_first(
+    tmp_path, monkeypatch, seconds, count
+):
+    """In the order of the files, whichever was drawn first; or as many as there was time for."""
+    monkeypatch.setattr(transforms, "LOOKED", seconds)
+    root = folder(tmp_path, count=4)
+    broken = [root / "train/cat" / f"{n}.png" for n in (0, 2, 3)]
+    for path in broken:
+        photo(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    splits = open_data(DataConfig(name="image_folder", image_size=8, validation_fraction=0), root)
+    first = re.escape(str(broken[0]))
+    with pytest.raises(DataError, match=f"^{count} of 8 images cannot be used; {first} is not"):
+        list(make_loader(splits.train, batch_size=2, shuffle=True))
+
+
+def test_a_damaged_avif_file_is_refused_as_any_other(tmp_path):
+    path = tmp_path / "image.avif"
+    Image.effect_noise((64, 64), 50).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"av01", b"nope"))
+    with pytest.raises(DataError, match=r"image\.avif is not a readable image"):
+        read_sample(path, INFO)
+
+
+def test_a_tiff_whose_last_tags_are_missing_is_refused(tmp_path):
+    """Its tags stand behind the pixels; those that are left would do."""
+    path = tmp_path / "image.tiff"
+    Image.effect_noise((64, 64), 50).save(path, compression="tiff_lzw", dpi=(72, 72))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="its tags are cut off"):
+        read_sample(path, INFO)
+
+
+def test_more_pixels_than_pillow_deems_safe_are_refused(tmp_path, monkeypatch):
+    """Up to twice as many Pillow only warns of."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for name, side in (("warned", 40), ("refused", 50)):
+        Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
+        with pytest.raises(DataError, match=f"{name}.png has too many pixels; .* at most 1,000"):
+            read_sample(tmp_path / f"{name}.png", INFO)
+
+
+def test_a_remark_about_a_whole_image_is_neither_shown_nor_an_error(tmp_path, recwarn):
+    """ImageNet has photos with damaged EXIF, and palettes may be transparent."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description that is longer than four bytes"
+    Image.new("L", (8, 8), 255).save(tmp_path / "photo.jpg", exif=exif.tobytes()[:-30])
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([255] * 6)
+    palette.save(tmp_path / "palette.png", transparency=bytes((0, 255)))
+    for name in ("photo.jpg", "palette.png"):
+        assert (read_sample(tmp_path / name, INFO) == 1).all()
+    assert not recwarn.list
 
 
 def test_missing_data_says_what_is_looked_for(tmp_path):

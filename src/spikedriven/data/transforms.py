@@ -33,6 +33,10 @@ less than a hundredth, and resized whole it would fill the memory."""
 class ImageFile(Protocol):
     """An image file, by itself (a `Path`) or inside a larger one; as text, what a person reads."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in its folder or in the larger file."""
+
     def read_bytes(self) -> bytes:
         """Return its content."""
 

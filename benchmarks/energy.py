@@ -73,8 +73,8 @@ def of_table(name: str) -> list[Record]:
 def of_run(folder: str) -> list[Record]:
     """Count a run on its test images."""
     run = Run.open(Path(folder))
-    test = open_run_data(run, None).test
     model = run.model()
+    test = open_run_data(run, model.config, None).test
     with torch.inference_mode(), counting(model, mean=test.info.mean, std=test.info.std) as counts:
         for images, _ in make_loader(test, batch_size=128):
             model(images)

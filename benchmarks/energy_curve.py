@@ -139,7 +139,8 @@ def keep(run: Run, point: Point, options: argparse.Namespace) -> None:
 @torch.inference_mode()
 def counted(run: Run, data: Path | None) -> dict[str, tuple[float, str]]:
     """Count a run on its test images; return metric -> value and unit."""
-    model, test = run.model(), open_run_data(run, data).test
+    model = run.model()
+    test = open_run_data(run, model.config, data).test
     with counting(model) as counts:
         for images, _ in make_loader(test, batch_size=128):
             model(images)

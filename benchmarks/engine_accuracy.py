@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     run = Run.open(options.run)
     recipe, model = run.recipe(), run.model()
-    test = open_run_data(run, options.data).test
+    test = open_run_data(run, model.config, options.data).test
     pixels = np.stack([test.pixels(i).numpy() for i in range(len(test))])
     subject = f"{recipe.model.name} on {recipe.data.name}"
     floats = float_logits(model, test)

@@ -77,11 +77,11 @@ def trained(options: argparse.Namespace) -> tuple[str, Any, torch.Tensor, dict[s
     from spikedriven.train.run import Run
 
     run = Run.open(options.run)
-    recipe = run.recipe()
-    test = open_run_data(run, options.data).test
+    recipe, model = run.recipe(), run.model()
+    test = open_run_data(run, model.config, options.data).test
     x = torch.stack([test[i][0] for i in range(min(options.images, len(test)))])
     normalisation = {"mean": test.info.mean, "std": test.info.std}
-    return f"{recipe.model.name} on {recipe.data.name}", run.model(), x, normalisation
+    return f"{recipe.model.name} on {recipe.data.name}", model, x, normalisation
 
 
 if __name__ == "__main__":

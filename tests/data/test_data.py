@@ -1,8 +1,11 @@
 """Every sample counts once, nothing depends on history, and damage is named."""
 
 import gzip
+import hashlib
 import os
+import pickle
 import random
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from spikedriven.data import (
     make_loader,
     open_data,
     read_sample,
+    transforms,
 )
 from spikedriven.data.transforms import Augment
 from spikedriven.errors import ConfigError, DataError
@@ -285,6 +289,63 @@ def test_a_truncated_image_is_named_when_it_is_read(tmp_path):
         splits.test[3]
 
 
+@pytest.mark.parametrize(("seconds", "count"), [(60, "3"), (0, "at least 1")])
+def test_the_first_damage_that_is_met_counts_all_and_names_the_first(
+    tmp_path, monkeypatch, seconds, count
+):
+    """In the order of the files, whichever was drawn first; or as many as there was time for."""
+    monkeypatch.setattr(transforms, "LOOKED", seconds)
+    root = folder(tmp_path, count=4)
+    broken = [root / "train/cat" / f"{n}.png" for n in (0, 2, 3)]
+    for path in broken:
+        photo(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    splits = open_data(DataConfig(name="image_folder", image_size=8, validation_fraction=0), root)
+    first = re.escape(str(broken[0]))
+    with pytest.raises(DataError, match=f"^{count} of 8 images cannot be used; {first} is not"):
+        list(make_loader(splits.train, batch_size=2, shuffle=True))
+
+
+def test_a_damaged_avif_file_is_refused_as_any_other(tmp_path):
+    path = tmp_path / "image.avif"
+    Image.effect_noise((64, 64), 50).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"av01", b"nope"))
+    with pytest.raises(DataError, match=r"image\.avif is not a readable image"):
+        read_sample(path, INFO)
+
+
+def test_a_tiff_whose_last_tags_are_missing_is_refused(tmp_path):
+    """Its tags stand behind the pixels; those that are left would do."""
+    path = tmp_path / "image.tiff"
+    Image.effect_noise((64, 64), 50).save(path, compression="tiff_lzw", dpi=(72, 72))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="its tags are cut off"):
+        read_sample(path, INFO)
+
+
+def test_more_pixels_than_pillow_deems_safe_are_refused(tmp_path, monkeypatch):
+    """Up to twice as many Pillow only warns of."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for name, side in (("warned", 40), ("refused", 50)):
+        Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
+        with pytest.raises(DataError, match=f"{name}.png has too many pixels; .* at most 1,000"):
+            read_sample(tmp_path / f"{name}.png", INFO)
+
+
+def test_a_remark_about_a_whole_image_is_neither_shown_nor_an_error(tmp_path, recwarn):
+    """ImageNet has photos with damaged EXIF, and palettes may be transparent."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description that is longer than four bytes"
+    Image.new("L", (8, 8), 255).save(tmp_path / "photo.jpg", exif=exif.tobytes()[:-30])
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([255] * 6)
+    palette.save(tmp_path / "palette.png", transparency=bytes((0, 255)))
+    for name in ("photo.jpg", "palette.png"):
+        assert (read_sample(tmp_path / name, INFO) == 1).all()
+    assert not recwarn.list
+
+
 def test_missing_data_says_what_is_looked_for(tmp_path):
     with pytest.raises(DataError, match="pass --data DIR"):
         open_data(DataConfig(name="fashion_mnist"))
@@ -304,6 +365,48 @@ def test_altered_cifar_files_are_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(DataError, match="incomplete or altered"):
         open_data(DataConfig(name="cifar10"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "x")]
+)
+def test_cifar_is_found_in_the_folder_that_one_stands_in(tmp_path, monkeypatch, name, layout):
+    """Whatever that folder is called; by name, torchvision would look beside it."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name.upper())
+    (tmp_path / layout).mkdir()
+    monkeypatch.chdir(tmp_path / layout)
+    content = {"labels": [0, 1], "fine_labels": [0, 1], "data": np.full((2, 3072), 7, np.uint8)}
+    content |= {"label_names": ["a", "b"], "fine_label_names": ["a", "b"]}
+    lists = {}
+    for part in ("train_list", "test_list"):
+        lists[part] = [[part, hashlib.md5(pickle.dumps(content)).hexdigest()]]
+        Path(part).write_bytes(pickle.dumps(content))
+    meta = kind.meta["filename"]
+    Path(meta).write_bytes(pickle.dumps(content))
+    lists["meta"] = kind.meta | {"md5": lists["test_list"][0][1]}
+    for attribute, value in lists.items():
+        monkeypatch.setattr(kind, attribute, value)
+    splits = open_data(DataConfig(name=name), Path())
+    assert splits.info.classes == ("a", "b")
+    assert (splits.test.pixels(1) == 7).all()
+
+
+def test_a_single_class_is_refused_where_the_data_are_opened(tmp_path):
+    with pytest.raises(DataError, match="has 1 class; there must be at least two"):
+        open_data(DataConfig(name="image_folder"), folder(tmp_path, classes=("cat",)))
+
+
+@pytest.mark.parametrize(("empty", "part"), [("train", "training"), ("t10k", "test")])
+def test_a_part_without_images_is_refused_before_it_is_needed(tmp_path, empty, part):
+    for prefix in ("train", "t10k"):
+        count = 0 if prefix == empty else 20
+        images, labels = np.zeros((count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(DataError, match=f"^mnist has no {part} image; .* {part} files again$"):
+        open_data(DataConfig(name="mnist"), tmp_path)
 
 
 def test_a_label_out_of_range_is_refused():

@@ -161,7 +161,7 @@ def test_shards_are_read_as_webdataset_reads_them(tmp_path):
 def sample(n: int, image: bytes | None = None) -> dict[str, bytes]:
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), (n, n, n)).save(picture, "png")
-    return {f"{n}.png": picture.getvalue() if image is None else image, f"{n}.cls": b"0"}
+    return {f"{n}.png": picture.getvalue() if image is None else image, f"{n}.cls": b"%d" % (n % 2)}
 
 
 def test_a_shard_that_is_cut_anywhere_or_damaged_is_refused(tmp_path):
@@ -223,8 +223,9 @@ def test_samples_that_cannot_be_used_are_counted_and_the_first_is_named(tmp_path
 
 
 def test_shards_are_told_apart_by_the_words_of_their_names(tmp_path):
-    for name in ("train/0.tar", "imagenet1k-train-0001.tar", "imagenet1k-validation-00.tar"):
-        write_shard(tmp_path / name, sample(0))
+    names = ("train/0.tar", "imagenet1k-train-0001.tar", "imagenet1k-validation-00.tar")
+    for n, name in enumerate(names):
+        write_shard(tmp_path / name, sample(n))
     splits = opened("webdataset", tmp_path, validation_fraction=0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (2, 0, 1)
     for name, sentence in (
@@ -236,14 +237,14 @@ def test_shards_are_told_apart_by_the_words_of_their_names(tmp_path):
         with pytest.raises(DataError, match=sentence):
             opened("webdataset", tmp_path)
         path.unlink()
-    write_shard(tmp_path / "train/2.tar", sample(2) | {"2.cls": b"2"})
-    with pytest.raises(DataError, match="labels up to 2 and none of its train shards has 1"):
-        opened("webdataset", tmp_path)
-    (tmp_path / "classnames.txt").write_text("ape\nbee\n")
-    with pytest.raises(DataError, match="label 2"):
+    write_shard(tmp_path / "train/2.tar", sample(3) | {"3.cls": b"3"})
+    with pytest.raises(DataError, match="labels up to 3 and none of its train shards has 2"):
         opened("webdataset", tmp_path)
     (tmp_path / "classnames.txt").write_text("ape\nbee\ncow\n")
-    assert opened("webdataset", tmp_path).info.classes == ("ape", "bee", "cow")
+    with pytest.raises(DataError, match="label 3"):
+        opened("webdataset", tmp_path)
+    (tmp_path / "classnames.txt").write_text("ape\nbee\ncow\ndoe\n")
+    assert opened("webdataset", tmp_path).info.classes == ("ape", "bee", "cow", "doe")
     shutil.rmtree(tmp_path / "train")
     (tmp_path / "imagenet1k-train-0001.tar").unlink()
     with pytest.raises(DataError, match="has no train shards"):

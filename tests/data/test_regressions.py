@@ -43,7 +43,8 @@ def test_a_damaged_file_is_one_sentence_also_from_a_worker(tmp_path, workers):
     dataset = ArrayDataset([path], np.zeros(1, dtype=np.int64), INFO)
     with pytest.raises(DataError) as caught:
         list(make_loader(dataset, batch_size=1, num_workers=workers))
-    assert str(caught.value).startswith(f"{path} is not a readable image (")
+    start = f"1 of 1 images cannot be used; {path} is not a readable image ("
+    assert str(caught.value).startswith(start)
     assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from spikedriven.train import checkpoint, progress
 from spikedriven.train import fit as fit_module
 from spikedriven.train import run as run_module
 from spikedriven.train.checkpoint import KeepWeights, WholeFileIO
-from spikedriven.train.evaluate import Evaluation, evaluate
+from spikedriven.train.evaluate import Evaluation, evaluate, open_run_data
 from spikedriven.train.fit import fit, resume
 from spikedriven.train.log import Table
 from spikedriven.train.module import Training
@@ -751,6 +752,90 @@ def test_the_best_of_an_empty_validation_split_is_refused_before_training(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+IN_FILES = ["data.name=image_folder", "schedule.epochs=2", "data.batch_size=2"]
+
+
+def files(root: Path, classes: str = "ab", count: int = 4, first: int = 0) -> Path:
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for n in range(first, first + count):
+                Image.new("RGB", (12, 12), (20 * n,) * 3).save(root / split / name / f"{n}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def of_files(tmp_path_factory) -> dict[str, Path]:
+    """A finished and a stopped run on two classes of files."""
+    root = tmp_path_factory.mktemp("files")
+    recipe, data = tiny(*IN_FILES), files(root / "data")
+    fit(recipe, run_dir=root / "whole", data_root=data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "training_step", stopping(1, 1, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, run_dir=root / "cut", data_root=data)
+    return {"whole": root / "whole", "cut": root / "cut"}
+
+
+@pytest.mark.parametrize(
+    ("which", "classes", "sentence"),
+    [
+        (
+            "whole",
+            "abc",
+            r"other has 3 classes and .*whole was trained on 2; they must be the same",
+        ),
+        ("cut", "abc", r"other has 3 classes and .*cut was trained on 2; they must be the same"),
+        ("whole", "ac", r"class 1 of other is 'c' and .*whole was trained on 'b'; .* --data$"),
+    ],
+)
+def test_a_run_is_evaluated_on_its_own_classes_only(of_files, tmp_path, which, classes, sentence):
+    other = files(tmp_path / "other", classes)
+    with pytest.raises(DataError, match=sentence):
+        evaluate(of_files[which], data_root=other)
+
+
+def test_a_run_is_evaluated_on_other_images_of_its_classes_at_another_size(of_files, tmp_path):
+    other = files(tmp_path / "other", count=3, first=5)
+    for which in ("whole", "cut"):  # the stopped one knows no names: how many must do
+        result = evaluate(of_files[which], data_root=other, settings=["data.image_size=16"])
+        assert result.count == 6
+    assert evaluate(of_files["cut"], data_root=files(tmp_path / "named", "xy")).count == 8
+
+
+def test_a_run_of_other_channels_than_the_data_is_refused(finished):
+    config = replace(Run.open(finished).model().config, in_channels=3)
+    with pytest.raises(DataError, match=r"digits has 1 channels and .* was trained on 3"):
+        open_run_data(Run.open(finished), config, None)
+
+
+@pytest.mark.parametrize(
+    ("other", "differ"),
+    [
+        ({"classes": "abc"}, "classes;"),
+        ({"classes": "xy"}, "classes;"),
+        ({"count": 6}, r"number of training images \(6 and 4\);"),
+        ({"first": 1}, "names of training images;"),
+    ],
+)
+def test_a_run_continues_only_on_the_images_that_it_began_with(of_files, tmp_path, other, differ):
+    cut = Path(shutil.copytree(of_files["cut"], tmp_path / "cut"))
+    with pytest.raises(DataError, match=f"^other and the data that .* differ in their {differ}"):
+        resume(cut, data_root=files(tmp_path / "other", **other))
+    resume(cut, data_root=files(tmp_path / "moved"))
+    assert_same_run(of_files["whole"], cut)
+
+
+def test_a_state_of_an_older_version_knows_no_data_and_continues(of_files, tmp_path):
+    cut = Path(shutil.copytree(of_files["cut"], tmp_path / "cut"))
+    file = cut / "checkpoints/last.ckpt"
+    state = WholeFileIO().load_checkpoint(file)
+    del state["Data"]
+    WholeFileIO().save_checkpoint(state, file)
+    resume(cut, data_root=files(tmp_path / "other", first=1))
+    assert (cut / "metrics.json").exists()
+
+
 def test_damaged_weights_are_refused(finished, tmp_path):
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     file = folder / "checkpoints/last.safetensors"
@@ -813,6 +898,12 @@ def test_a_run_that_is_stopped_while_its_folder_is_made_leaves_none(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
     assert Run.create(tmp_path / "run", tiny()).recipe() == tiny()
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_existing_folder_is_refused_before_the_data_are_opened(finished, tmp_path):
+    for folder, sentence in ((finished, "--resume"), (tmp_path, "is no run")):
+        with pytest.raises(ConfigError, match=sentence):
+            fit(tiny("data.name=image_folder"), run_dir=folder, data_root=tmp_path / "nowhere")
 
 
 def test_an_existing_folder_is_never_overwritten(finished):

@@ -24,7 +24,7 @@ def run(options: Namespace) -> int:
         )
     trained = Run.open(Path(options.run))
     model = trained.model(None)
-    test = open_run_data(trained, Path(options.data) if options.data else None).test
+    test = open_run_data(trained, model.config, Path(options.data) if options.data else None).test
     count = min(options.images, len(test))
     pixels = np.stack([test.pixels(i).numpy() for i in range(count)])
     labels = test.labels[:count]

@@ -189,7 +189,7 @@ def _of_run(options: Namespace) -> _Subject:
         raise ConfigError(f"--images is {options.images}; it must be at least 1: leave it out")
     trained = Run.open(Path(options.run))
     model = trained.model(options.checkpoint)
-    test = open_run_data(trained, Path(options.data) if options.data else None).test
+    test = open_run_data(trained, model.config, Path(options.data) if options.data else None).test
     if len(test) == 0:
         raise DataError(
             f"the test split of {options.run} is empty; it must hold at least one image to be "

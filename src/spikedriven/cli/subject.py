@@ -82,7 +82,7 @@ def _of_run(folder: Path, data: str | None, checkpoint: str | None) -> Subject:
 
     trained = Run.open(folder)
     model = trained.model(checkpoint)
-    test = open_run_data(trained, Path(data) if data else None).test
+    test = open_run_data(trained, model.config, Path(data) if data else None).test
     if len(test) == 0:
         raise DataError(
             f"the test split of {folder} is empty; it must hold at least one image: "

@@ -34,6 +34,11 @@ class Cell:
     def __str__(self) -> str:
         return f"row {self.row} of {self.part}"
 
+    @property
+    def name(self) -> str:
+        """Its row, as rows have no other name."""
+        return str(self.row)
+
     def read_bytes(self) -> bytes:
         """Return its content."""
         stored = self.table[self.row][self.column] or {}

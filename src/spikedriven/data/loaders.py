@@ -15,6 +15,7 @@ from spikedriven.data.events import read_frames
 from spikedriven.data.transforms import (
     Augment,
     ImageFile,
+    counted_damage,
     decode,
     image_of,
     normalise,
@@ -203,7 +204,9 @@ class PartSampler(Sampler[int]):
 
 
 class Loader(DataLoader[tuple[Tensor, int]]):
-    """PyTorch's loader, whose worker processes report damaged data in one sentence."""
+    """PyTorch's loader, which reports damaged data in one sentence, also from a worker process."""
+
+    dataset: ArrayDataset
 
     def check_worker_number_rationality(self) -> None:
         """Pass over PyTorch's warning where there are more workers than cores: so it was asked."""
@@ -214,7 +217,9 @@ class Loader(DataLoader[tuple[Tensor, int]]):
         except DataError as error:
             # PyTorch makes the error of a worker anew, with the worker's traceback as its message
             sentence = str(error).rpartition(f"{DataError.__name__}: ")[2].strip()
-            raise DataError(sentence) from error
+            files = self.dataset.images
+            met = DataError(sentence)
+            raise met if isinstance(files, Tensor) else counted_damage(files, met) from error
 
 
 class TrainingLoader(Loader):

@@ -58,7 +58,8 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
     Raises:
         ConfigError: There is no such dataset, or a setting or a folder is given that it has no use
             for.
-        DataError: The folder is missing, incomplete or contradicts itself.
+        DataError: The folder is missing, incomplete or contradicts itself, or holds fewer than two
+            classes, no training or no test image.
     """
     if config.name not in _SOURCES:
         close = difflib.get_close_matches(config.name, _SOURCES, n=1)
@@ -67,6 +68,17 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
             f"there is no dataset {config.name!r}; the datasets are {', '.join(_SOURCES)}: {cure}"
         )
     info, train, validation, test = _SOURCES[config.name](config, root)
+    if len(info.classes) < 2:
+        raise DataError(
+            f"{info.name} has {len(info.classes)} class; there must be at least two to choose "
+            "between: add another class"
+        )
+    for part, (images, _) in (("training", train), ("test", test)):
+        if len(images) == 0:
+            raise DataError(
+                f"{info.name} has no {part} image; there must be at least one: add it or copy the "
+                f"{part} files again"
+            )
     if config.num_frames is not None and info.num_steps is None:
         raise ConfigError(
             f"data.num_frames is {config.num_frames} and {config.name} holds images; only "
@@ -226,15 +238,15 @@ def _cifar(
     def opened(config: DataConfig, root: Path | None) -> Opened:
         from torchvision import datasets
 
-        base = locate(config.name, root, (folder, "batches.meta", "meta"))
-        parent = base.parent if base.name == folder else base.parent.parent
+        found = locate(config.name, root, (folder, "batches.meta", "meta"))
+        base = found if found.is_dir() else found.parent
+        # torchvision would look beside the folder that is given, for one of the published name.
+        kind = type(name, (getattr(datasets, name),), {"base_folder": ""})
         try:
-            train, test = (
-                getattr(datasets, name)(str(parent), train=train) for train in (True, False)
-            )
+            train, test = (kind(str(base), train=train) for train in (True, False))
         except RuntimeError as error:
             raise DataError(
-                f"{config.name} in {parent / folder} is incomplete or altered ({error}); its files "
+                f"{config.name} in {base} is incomplete or altered ({error}); its files "
                 "must have their published checksums: unpack the archive again"
             ) from error
 

@@ -2,9 +2,11 @@
 
 import io
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import IO, Protocol
 
 import numpy as np
@@ -17,14 +19,11 @@ from torch import Tensor
 from spikedriven.data.config import AugmentConfig, DataInfo
 from spikedriven.errors import ConfigError, DataError
 
-UNREADABLE = (
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)
+UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, RuntimeError)
 """What Pillow raises for a file that is no whole image."""
+
+LOOKED = 60.0
+"""Seconds for which files are decoded to count the damaged ones, once one was met."""
 
 LONGEST = 100
 """How many times as long as wide an image may be: of a longer one the middle that is kept shows
@@ -33,6 +32,10 @@ less than a hundredth, and resized whole it would fill the memory."""
 
 class ImageFile(Protocol):
     """An image file, by itself (a `Path`) or inside a larger one; as text, what a person reads."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in its folder or in the larger file."""
 
     def read_bytes(self) -> bytes:
         """Return its content."""
@@ -64,7 +67,17 @@ def opened(path: ImageFile, stream: IO[bytes] | None = None) -> Iterator[Image.I
                 "check the path"
             )
         source = path if isinstance(path, Path) else stream or io.BytesIO(path.read_bytes())
-        with Image.open(source) as image:
+        # What Pillow only remarks, of a photo's EXIF or a palette, leaves the pixels whole; but not
+        # what it misses of a TIFF, or that there are more pixels than it deems safe.
+        with (
+            warnings.catch_warnings(record=True, action="always") as remarks,
+            Image.open(source) as image,
+        ):
+            if any(issubclass(said.category, Image.DecompressionBombWarning) for said in remarks):
+                raise Image.DecompressionBombError
+            foreign = ("Metadata Warning" in str(said.message) for said in remarks)
+            if image.format == "TIFF" and not all(foreign):
+                raise OSError("its tags are cut off")
             if image.mode not in _EIGHT_BIT:
                 raise DataError(
                     f"{path} has pixels of mode {image.mode}; they must have 8 bits a channel: "
@@ -76,6 +89,11 @@ def opened(path: ImageFile, stream: IO[bytes] | None = None) -> Iterator[Image.I
                     f"{LONGEST} times the other: crop it"
                 )
             yield image
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} has too many pixels; it must have at most {Image.MAX_IMAGE_PIXELS:,}: "
+            "shrink or remove it"
+        ) from error
     except UNREADABLE as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "in no format that Pillow knows" if unknown else error
@@ -100,6 +118,27 @@ def check_headers(files: Iterable[tuple[ImageFile, IO[bytes] | None]]) -> None:
             refused.append(error)
     if refused:
         raise DataError(f"{len(refused)} of {number} images cannot be used; {refused[0]}")
+
+
+def counted_damage(files: Sequence[ImageFile], met: DataError) -> DataError:
+    """Return what to raise where a file with a good header could not be decoded.
+
+    All files are decoded, to count those that cannot be and to name the first; where that would
+    take longer than `LOOKED`, the count is what was found until then.
+    """
+    begin, refused, at_least = monotonic(), [], ""
+    for file in files:
+        try:
+            open_image(file, in_channels=3)
+        except DataError as error:
+            refused.append(error)
+        if monotonic() - begin > LOOKED:
+            at_least = "at least "
+            break
+    refused = refused or [met]
+    return DataError(
+        f"{at_least}{len(refused)} of {len(files)} images cannot be used; {refused[0]}"
+    )
 
 
 def open_image(path: ImageFile, in_channels: int) -> Image.Image:

@@ -12,6 +12,7 @@ from spikedriven.errors import ConfigError, DataError
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.config import Recipe
+from spikedriven.train.predict import run_info
 from spikedriven.train.processes import sum_over_processes, this_place
 from spikedriven.train.recipe import load_recipe
 from spikedriven.train.run import Run
@@ -50,10 +51,44 @@ class Evaluation:
         return sorted(mistakes, key=lambda mistake: -mistake[2])[:limit]
 
 
-def open_run_data(run: Run, data_root: Path | None) -> Splits:
-    """Open the data of a run."""
-    recipe = run.recipe()
-    return open_data(recipe.data, data_root, seed=recipe.seed)
+def open_run_data(
+    run: Run, config: SDTConfig, data_root: Path | None, settings: Sequence[str] = ()
+) -> Splits:
+    """Open the data of a run, or other images of the same classes.
+
+    Args:
+        run: The run.
+        config: That of its model.
+        data_root: Folder of the data, where it is not embedded.
+        settings: `key=value`, where the images are to be read otherwise than in training.
+
+    Raises:
+        ConfigError: The model cannot take images of their size.
+        DataError: The data is missing or damaged, or has other classes or channels than the run
+            was trained on.
+    """
+    recipe = load_recipe(run.recipe_file, settings)
+    splits = open_data(recipe.data, data_root, seed=recipe.seed)
+    info = splits.info
+    for what, found, trained in (
+        ("classes", len(info.classes), config.num_classes),
+        ("channels", info.in_channels, config.in_channels),
+    ):
+        if found != trained:
+            raise DataError(
+                f"{info.name} has {found} {what} and {run.folder} was trained on {trained}; they "
+                "must be the same: pass another --data"
+            )
+    # Before a run has finished it knows no names.
+    known = run_info(run, config).classes if run.has_finished else info.classes
+    for number, (name, trained_name) in enumerate(zip(info.classes, known, strict=True)):
+        if name != trained_name:
+            raise DataError(
+                f"class {number} of {info.name} is {name!r} and {run.folder} was trained on "
+                f"{trained_name!r}; classes and their order must be the same: pass another --data"
+            )
+    check_image_size(info, config)
+    return splits
 
 
 def check_image_size(info: DataInfo, config: SDTConfig) -> None:
@@ -96,7 +131,7 @@ def evaluate(
     Raises:
         ConfigError: The folder is no run, or split, weights or a setting are unknown.
         CheckpointError: The weights are damaged.
-        DataError: The data is missing, or the split is empty.
+        DataError: The data is missing, not of the run's classes, or the split is empty.
     """
     if split not in ("test", "validation"):
         raise ConfigError(f"split is {split!r}; it must be test or validation: choose one")
@@ -107,10 +142,8 @@ def evaluate(
             f"{foreign[0]!r} is set for an evaluation; only how images are read can be, by "
             f"{', '.join(READING)}: leave it out"
         )
-    recipe = load_recipe(run.recipe_file, settings)
-    model = run.model(weights).to(device_for(recipe))
-    splits = open_data(recipe.data, data_root, seed=recipe.seed)
-    check_image_size(splits.info, model.config)
+    model = run.model(weights).to(device_for(run.recipe()))
+    splits = open_run_data(run, model.config, data_root, settings)
     return evaluate_model(model, splits.test if split == "test" else splits.validation)
 
 

@@ -1,6 +1,8 @@
 """From a recipe to a trained model in a run folder, and on from where a run stopped."""
 
 import errno
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.plugins import DoublePrecision
+from torch import Tensor
 
 from spikedriven.data import (
     ArrayDataset,
@@ -19,7 +22,7 @@ from spikedriven.data import (
     make_loader,
     open_data,
 )
-from spikedriven.errors import CheckpointError, ConfigError
+from spikedriven.errors import CheckpointError, ConfigError, DataError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.models.weights import fill, load_model
@@ -74,6 +77,8 @@ def fit(
         DivergedError: The loss is no longer a number.
         KeyboardInterrupt: Ctrl-C or SIGTERM; `resume` continues from the last state.
     """
+    if this_rank() == 0:
+        Run.check_new(run_dir)
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     check_processes(recipe.trainer)
     torch.manual_seed(recipe.seed)
@@ -95,6 +100,7 @@ def resume(
 
     Raises:
         ConfigError: The folder is no run, or the run has finished.
+        DataError: The data is not what the run began with.
         CheckpointError: The training state is damaged, hostile, or of another recipe.
     """
     run = Run.open(run_dir)
@@ -151,7 +157,8 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
     check_image_size(info, model.config)
     if len(splits.train) == 0:
         raise ConfigError(
-            "no training image is left; data.validation_fraction must leave some: lower it"
+            f"data.validation_fraction is {recipe.data.validation_fraction} and holds out every "
+            "training image; it must leave some: lower it"
         )
     if recipe.evaluate == "best" and len(splits.validation) == 0:
         raise ConfigError(
@@ -188,6 +195,10 @@ def _train_alone(
     is_double = config.precision == "64-true"
     # A loss that is no number is met before anything is kept; an epoch is announced once it is.
     epoch_line = EpochLine(line_writer(run, None if show_progress else say))
+    data = Data(recipe, splits)
+    # Before Lightning does, which would miss the old shapes of a model for other classes first.
+    if state is not None and Data.__qualname__ in state:
+        data.load_state_dict(state[Data.__qualname__])
     callbacks = [watch, keep, epoch_line, *([Bar()] if show_progress else [])]
     with quiet_lightning(), _explained(run), explained_processes(config):
         trainer = lightning.Trainer(
@@ -213,7 +224,7 @@ def _train_alone(
             num_sanity_val_steps=0,
         )
         try:
-            trainer.fit(training, datamodule=Data(recipe, splits), ckpt_path=path)
+            trainer.fit(training, datamodule=data, ckpt_path=path)
         except SystemExit:
             if watch.interrupted:
                 raise KeyboardInterrupt from None
@@ -257,6 +268,27 @@ class Data(lightning.LightningDataModule):
         super().__init__()
         self.recipe = recipe
         self.splits = splits
+        self.marks = _marks(splits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what tells these data from others."""
+        return self.marks
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that a run continues on the data that it began with.
+
+        Raises:
+            DataError: They differ.
+        """
+        for what, begun in state_dict.items():
+            found = self.marks.get(what)
+            if found != begun:
+                counts = f" ({found} and {begun})" if isinstance(begun, int) else ""
+                raise DataError(
+                    f"{self.splits.info.name} and the data that the run began with differ in their "
+                    f"{what}{counts}; a run must continue on the same images: pass the --data that "
+                    "it began with, or start another run"
+                )
 
     def train_dataloader(self) -> Loader | ResidentLoader:
         """Return this process's part of the training images, in random order."""
@@ -285,6 +317,21 @@ class Data(lightning.LightningDataModule):
             num_workers=data.num_workers,
             place=this_place(),
         )
+
+
+def _marks(splits: Splits) -> dict[str, Any]:
+    """Return what tells training data from others, by a person's words for it.
+
+    No image is read, so that millions of them take a second.
+    """
+    marks: dict[str, Any] = {"classes": list(splits.info.classes)}
+    for part, dataset in (("training", splits.train), ("validation", splits.validation)):
+        marks[f"number of {part} images"] = len(dataset)
+        marks[f"{part} labels"] = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
+        if not isinstance(dataset.images, Tensor):
+            names = os.fsencode("/".join(file.name for file in dataset.images))
+            marks[f"names of {part} images"] = hashlib.sha256(names).hexdigest()
+    return marks
 
 
 def _finish(run: Run, recipe: Recipe, splits: Splits, seconds: float) -> dict[str, Any]:

@@ -96,12 +96,11 @@ class Run:
         return self.checkpoints / f"{which}.safetensors"
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe) -> "Run":
-        """Make the folder with the recipe in it.
+    def check_new(cls, folder: Path) -> None:
+        """Check that a run's folder can be made.
 
         Raises:
-            ConfigError: The folder exists, or cannot be made.
-            CheckpointError: There is no room for the recipe.
+            ConfigError: It exists.
         """
         if folder.exists() and not cls(folder).recipe_file.is_file():
             raise ConfigError(
@@ -113,6 +112,16 @@ class Run:
                 f"{folder} exists; a run never overwrites another: choose another folder with "
                 f"--run, or continue it with spikedriven train --resume {folder}"
             )
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe) -> "Run":
+        """Make the folder with the recipe in it.
+
+        Raises:
+            ConfigError: The folder exists, or cannot be made.
+            CheckpointError: There is no room for the recipe.
+        """
+        cls.check_new(folder)
         # A kill leaves the whole folder or none, so what is there can always be continued.
         building = cls(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}"))
         try:

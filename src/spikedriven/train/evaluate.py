@@ -13,7 +13,6 @@ from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.config import Recipe
 from spikedriven.train.processes import sum_over_processes, this_place
-from spikedriven.train.recipe import load_recipe
 from spikedriven.train.run import Run
 
 BATCH = 128
@@ -107,7 +106,7 @@ def evaluate(
             f"{foreign[0]!r} is set for an evaluation; only how images are read can be, by "
             f"{', '.join(READING)}: leave it out"
         )
-    recipe = load_recipe(run.recipe_file, settings)
+    recipe = run.recipe(settings)
     model = run.model(weights).to(device_for(recipe))
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     check_image_size(splits.info, model.config)

@@ -233,8 +233,9 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
 
 def _shown(value: object) -> str:
     # A list or a mapping may, by YAML's aliases, be too long to show.
-    kinds = {list: "a list", dict: "a mapping"}
-    return kinds.get(type(value)) or repr(value)
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else repr(value)
 
 
 def _flat(content: Mapping[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:

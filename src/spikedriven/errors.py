@@ -35,7 +35,13 @@ class BackendError(SpikeDrivenError):
     """A device or an optional package that was asked for is not there."""
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    type(None): "nothing",
+}
 
 
 def check_types(config: object, section: str = "") -> None:
@@ -57,7 +63,7 @@ def check_types(config: object, section: str = "") -> None:
         elif isinstance(value, float):
             fits = fits and math.isfinite(value)
         if not fits:
-            wanted = " or ".join(_KINDS.get(kind, "nothing") for kind in kinds)
+            wanted = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
             raise ConfigError(
                 f"{section}{name} is {value!r}, of type {type(value).__name__}; it must be "
                 f"{wanted}: convert it"

@@ -260,6 +260,12 @@ def test_doctor_notices_what_is_installed_and_broken(capsys, monkeypatch):
         (["train", "digits", "more"], "must read key=value"),
         (["models", "more"], "more is not understood"),
         (["train", "digits", "model.num_steps=0"], "num_steps is 0"),
+        (["train", "digits", "model.mlp_ratio=1e300"], "width * mlp_ratio must lie in 1 to"),
+        (["train", "digits", "model.num_heads=10000000000000000000"], "must be at most 1048576"),
+        (["train", "digits", "=5"], "'' is no key of a recipe"),
+        (["train", "digits", "--data", ""], "--data is empty; it must say something"),
+        (["eval", "run", "--weights="], "--weights is empty; it must say something"),
+        (["eval", ""], "a word of the command is empty"),
         (["train", "digits", "model.name=sdt_tny"], "did you mean sdt_tiny?"),
         (["train", "digits", "data.name=image_folder", "--data", "/proc/self/fd"], "train folder"),
     ],
@@ -267,6 +273,11 @@ def test_doctor_notices_what_is_installed_and_broken(capsys, monkeypatch):
 )
 def test_a_mistake_costs_one_sentence(words, sentence, capsys):
     assert sentence in refused(capsys, *words)
+
+
+def test_without_a_verb_there_is_help_and_nothing_was_done(capsys):
+    assert main([]) == 2
+    assert "train a recipe, or continue a run" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_not_overwritten(run, capsys):

@@ -1,5 +1,7 @@
 """The model: nothing in it is dead, nothing leaks, and wrong inputs are refused in words."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -255,6 +257,20 @@ def test_weights_begin_as_released():
 def test_a_config_refuses_nonsense(change, message):
     with pytest.raises(ConfigError, match=message):
         replace(TINY, **change)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("create_model(5)", "ConfigError: there is no model 5; the models are"),
+        ("load_official(None)", "CheckpointError: the source is of type NoneType; it must be the"),
+    ],
+)
+def test_an_argument_of_another_type_is_one_sentence(call, sentence):
+    """In a process of its own: here beartype would be the first to speak."""
+    words = [sys.executable, "-c", f"import spikedriven as sd; sd.{call}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert sentence in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_model_or_field_names_the_nearest():

@@ -353,10 +353,47 @@ def test_devices_that_are_not_there_are_refused(monkeypatch):
         trainer("trainer.sync_batch_norm=true")
 
 
-def test_the_first_process_speaks_for_all(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("words", "rank", "ranks", "lines"),
+    [
+        (["train", "digits", "trainer.devices=0"], "0", "2", 1),
+        (["train", "digits", "trainer.devices=0"], "1", "2", 0),
+        (["train", "digits", "trainer.devices=0"], "1", "1", 1),  # alone, whatever its number
+        (["train", "digits", "trainer.devices=0"], "a", "2", 1),
+        (["eval", "/nowhere"], "1", "2", 1),  # no verb but train has several processes
+    ],
+)
+def test_the_first_process_speaks_for_all(words, rank, ranks, lines, monkeypatch, capsys):
     from spikedriven.cli.main import main
 
-    for rank, lines in (("0", 1), ("1", 0)):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        assert main(["train", "digits", "trainer.devices=0"]) == 2
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, rank)
+        assert main(words) == 2
         assert len(capsys.readouterr().err.splitlines()) == lines
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
+def test_a_number_of_a_process_that_is_none_is_refused_before_lightning_reads_it(name, tmp_path):
+    words = [sys.executable, "-m", "spikedriven", "train", "digits", "--run", str(tmp_path / "run")]
+    done = subprocess.run(
+        words, env=os.environ | {name: "x"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {name} is 'x' in the environment; it must be a whole")
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_is_refused_where_no_gpu_is_used(monkeypatch):
+    """Lightning takes bfloat16 for it on a CPU."""
+    half = ["trainer.precision=16-mixed"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_processes(load_recipe("digits", half).trainer)
+    with pytest.raises(ConfigError, match=r"on a CPU.*: .* set trainer\.precision=bf16-mixed"):
+        check_processes(load_recipe("digits", [*half, "trainer.accelerator=cpu"]).trainer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"set trainer\.precision=bf16-mixed"):
+        check_processes(load_recipe("cifar10_fast").trainer)
+    check_processes(load_recipe("cifar10_fast", ["trainer.precision=bf16-mixed"]).trainer)

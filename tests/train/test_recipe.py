@@ -1,9 +1,27 @@
 """A recipe is typed, complete, and refuses nonsense in one sentence."""
 
+from dataclasses import replace
+
 import pytest
 
 from spikedriven.errors import ConfigError
-from spikedriven.train.recipe import list_recipes, load_recipe
+from spikedriven.train.config import (
+    DistillConfig,
+    LossConfig,
+    ModelChoice,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
+from spikedriven.train.recipe import list_recipes, load_recipe, parse_recipe
+from spikedriven.train.run import Run
+
+
+def doubling(twice: str, first: str, start: str = "a{n}: ") -> bytes:
+    """Forty lines, each of which is twice the one before: a kilobyte that means 2**40 values."""
+    lines = [f"{start.format(n=0)}&a0 {first}"]
+    lines += [f"{start.format(n=n)}&a{n} {twice.replace('*a', f'*a{n - 1}')}" for n in range(1, 40)]
+    return "\n".join(lines).encode()
 
 
 @pytest.mark.parametrize(
@@ -19,8 +37,8 @@ from spikedriven.train.recipe import list_recipes, load_recipe
         ("schedule.min_lr=1", r"not be above optimizer\.lr, 0\.002"),
         ("optimizer.lr=-1", "above 0"),
         ("optimizer.lr=.inf", "finite"),
-        ("optimizer.lr=nan", "above 0 and finite"),
-        ("optimizer.lr=-Inf", "above 0 and finite"),
+        ("optimizer.lr=nan", "a finite number"),
+        ("optimizer.lr=-Inf", "a finite number"),
         ("optimizer.lr=high", "must be float"),
         ("seed=9223372036854775808", r"below 2\*\*63: give a smaller number"),
         ("seed=-1", "at least 0"),
@@ -44,6 +62,17 @@ from spikedriven.train.recipe import list_recipes, load_recipe
         ("evaluate=test", "last or best"),
         ("model.sizes.width=8", r"did you mean model\.width\?"),
         ("nonsense", "key=value"),
+        ("=5", "'' is no key of a recipe"),
+        ("data.batch_size=1000000000000000000000", "data.batch_size .* must lie in 1 to 1048576"),
+        ("distill.weights=w.pth", r"does nothing without distill\.teacher"),
+        ("distill.weight=0.9", r"does nothing without distill\.teacher"),
+        ("distill.hard=true", r"does nothing without distill\.teacher"),
+        ("distill.temperature=2", r"does nothing without distill\.teacher"),
+        ("loss.mixup_epochs=3", r"without loss\.mixup or loss\.cutmix"),
+        ("loss.mix_probability=0.5", r"without loss\.mixup or loss\.cutmix"),
+        ("loss.mix_switch=0.7", r"does nothing without loss\.mixup"),
+        ("loss.energy_part=attention", r"does nothing without loss\.energy_budget"),
+        ("loss.energy_weight=2", r"does nothing without loss\.energy_budget"),
     ],
 )
 def test_a_recipe_refuses_nonsense_and_names_the_cure(setting, message):
@@ -55,6 +84,51 @@ def test_the_epochs_that_train_all_steps_may_be_those_of_the_cooldown():
     settings = ["schedule.single_step_epochs=12", "schedule.cooldown_epochs=1"]
     schedule = load_recipe("digits", settings).schedule
     assert [schedule.is_single_step(epoch) for epoch in (11, 12)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ModelChoice(name=5), r"model\.name is 5, of type int; it must be text"),
+        (lambda: OptimizerConfig(lr="high"), r"optimizer\.lr is 'high', of type str"),
+        (lambda: ScheduleConfig(epochs=2.5), r"schedule\.epochs is 2\.5, of type float"),
+        (lambda: LossConfig(mixup=None), r"loss\.mixup is None, of type NoneType"),
+        (lambda: DistillConfig(hard=1), r"distill\.hard is 1, of type int; it must be true or"),
+        (lambda: TrainerConfig(devices=True), r"trainer\.devices is True, of type bool"),
+        (lambda: replace(load_recipe("digits"), seed="0"), "seed is '0', of type str"),
+        (lambda: replace(load_recipe("digits"), model=5), "it must be ModelChoice"),
+    ],
+)
+def test_settings_made_by_hand_have_their_types_too(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_a_rate_of_warm_up_without_warm_up_is_refused_and_goes_with_it_where_it_is_switched_off():
+    off = ["schedule.warmup_epochs=0"]
+    recipe = load_recipe("digits", off)  # which has both
+    assert recipe.schedule.warmup_lr == ScheduleConfig(epochs=1).warmup_lr
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    with pytest.raises(
+        ConfigError, match=r"warmup_lr is 0\.0001 .* or leave schedule\.warmup_lr out"
+    ):
+        load_recipe("digits", [*off, "schedule.warmup_lr=1e-4"])
+
+
+def test_what_does_nothing_is_refused_in_a_recipe_and_passed_over_in_a_run(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        load_recipe("digits").to_yaml().replace("energy_weight: 1.0", "energy_weight: 2.0")
+    )
+    with pytest.raises(ConfigError, match=r"loss\.energy_weight is 2\.0 and does nothing"):
+        load_recipe(file)
+    assert Run(tmp_path).recipe() == load_recipe("digits")
+
+
+def test_mix_switch_chooses_between_two_and_does_nothing_for_one():
+    with pytest.raises(ConfigError, match=r"does nothing without loss\.cutmix"):
+        load_recipe("digits", ["loss.mixup=1", "loss.mix_switch=0.7"])
+    load_recipe("digits", ["loss.mixup=1", "loss.cutmix=1", "loss.mix_switch=0.7"])
 
 
 def test_every_packaged_recipe_is_valid_and_survives_the_round_trip(tmp_path):
@@ -78,11 +152,17 @@ def test_every_packaged_recipe_is_valid_and_survives_the_round_trip(tmp_path):
         (b"schedule.epochs: 3\nschedule: {epochs: 1}", "'schedule.epochs' stands twice"),
         (b"? [a, b]\n: 1", r"recipe.yaml is not YAML \(a key must be one word at line 1"),
         (b"? {a: b}\n: 1", "a key must be one word"),
-        (b"loss: &a {x: *a}", "nested without end"),
+        (b"loss: &a {x: *a}", "'loss.x' is no key of a recipe"),
         (b"[" * 20_000, "nested without end"),
         (b"seed: 1\nmodel: @", r"recipe.yaml is not YAML \(.* at line 2, column 8"),
         (b"model: sdt_tiny", "model is 'sdt_tiny'; it is a section"),
         (b"model:", "model is None; it is a section"),
+        (b"seed: [1, 2]", "seed is a list; it must be int"),
+        (b"seed: {a: 1}", "seed is a mapping; it must be int"),
+        (b"model: [1, 2]", "model is a list; it is a section"),
+        (doubling("{x: *a, y: *a}", "{x: 1}"), "'a0' is no key of a recipe"),
+        (doubling("{<<: [*a, *a]}", "{x: 1}"), "'a0' is no key of a recipe"),
+        (b"seed:\n" + doubling("[*a, *a]", "[1]", "- "), "seed is a list; it must be int"),
         (b"seed: !!python/object/apply:pytest.fail [the recipe ran code]", "is not YAML"),
     ],
 )

@@ -603,6 +603,61 @@ def test_a_damaged_training_state_is_refused_where_none_is_left(cut):
             resume(cut)
 
 
+def test_a_training_state_of_wrong_content_is_refused_whatever_is_wrong(cut):
+    (cut / "checkpoints/before.ckpt").unlink()
+    file = cut / "checkpoints/last.ckpt"
+    whole = file.read_bytes()
+
+    def refusal_of(*keys, value, by) -> str:
+        file.write_bytes(whole)
+        state = WholeFileIO().load_checkpoint(file)
+        inner = state
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        WholeFileIO().save_checkpoint(state, file)
+        (cut / "checkpoints/before.ckpt").unlink()
+        with pytest.raises(CheckpointError) as refusal:
+            by()
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    def read():
+        return WholeFileIO().load_checkpoint(file)
+
+    def go_on():
+        return resume(cut)
+
+    optimiser = ("optimizer_states", 0)
+    for part, inner, value in [
+        ("callbacks", (), {}),
+        ("callbacks", (), 5),
+        ("callbacks", ("KeepWeights", "rows"), "a"),
+        ("callbacks", ("KeepWeights", "row"), 5),
+        ("callbacks", ("KeepWeights", "best"), None),
+        ("recipe", (), 5),
+        ("state_dict", (), 5),
+        ("row", (), 5),
+        ("row", ("loss",), "a"),
+        ("optimizer_states", (), []),
+        ("global_step", (), "a"),
+    ]:
+        assert f"its {part} cannot be used" in refusal_of(part, *inner, value=value, by=read)
+    for keys, value in [
+        (("loops",), {}),
+        (("loops", "fit_loop", "epoch_progress"), 5),
+        ((*optimiser, "param_groups"), []),
+        ((*optimiser, "state", 0), {"exp_avg": 3}),
+    ]:
+        assert "last.ckpt is no training state" in refusal_of(*keys, value=value, by=go_on)
+    assert "another recipe" in refusal_of("recipe", value="[", by=go_on)
+    for keys, value in [
+        ((*optimiser, "state"), {}),
+        ((*optimiser, "state", 0, "exp_avg"), torch.zeros(2)),
+    ]:
+        assert "the optimiser's moments" in refusal_of(*keys, value=value, by=go_on)
+
+
 @pytest.mark.parametrize("damage", ["lost", "cut", "altered"])
 def test_a_damaged_state_gives_way_to_the_one_before_and_one_line_says_so(finished, cut, damage):
     file = cut / "checkpoints/last.ckpt"
@@ -927,6 +982,16 @@ def test_a_model_that_contradicts_the_data_is_refused(setting, tmp_path):
     with pytest.raises(ConfigError, match=r"as digits has it"):
         fit(tiny(setting), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_value_per_channel_is_refused_before_a_folder_is_made(tmp_path):
+    one = ["data.image_size=4", "model.num_steps=1"]
+    images = len(open_data(tiny(*one).data, None, seed=0).train)
+    for batch in (1, images - 1):  # the second leaves one image for the last batch
+        with pytest.raises(ConfigError, match="batch norm must see more than one value"):
+            fit(tiny(*one, f"data.batch_size={batch}"), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fit(tiny(*one, f"data.batch_size={images - 2}", "schedule.epochs=2"), run_dir=tmp_path / "run")
 
 
 def test_a_size_that_the_stem_cannot_halve_is_refused(tmp_path):

@@ -166,26 +166,33 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 ok, 1 a check failed, 2 bad usage or input."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--debug"]
     try:
-        options = parse([word for word in words if word != "--debug"])
+        options = parse(words)
         if options.verb is None:
-            build_parser().print_help()
-            return OK
+            build_parser().print_help(sys.stderr)
+            return BAD_INPUT
         return int(import_module(f"spikedriven.cli.{options.verb}").run(options))
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader has gone: no mistake of anyone's
         raise
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all
-        if debug:
+        if "--debug" in given:
             traceback.print_exc()
-        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0" and not getattr(
-            error, "of_this_process", False
-        ):
+        of_this_process = getattr(error, "of_this_process", False)
+        if words[:1] == ["train"] and _follows() and not of_this_process:
             return BAD_INPUT  # of several training processes the first speaks for all
         return _fail(_sentence(error), BAD_INPUT)
+
+
+def _follows() -> bool:
+    """Return whether this is one of several processes and not the first."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    numbers = rank.isdecimal() and ranks.isdecimal()
+    return numbers and int(ranks) > 1 and int(rank) > 0
 
 
 def _sentence(error: Exception) -> str:
@@ -228,6 +235,11 @@ def parse(words: list[str]) -> Namespace:
         raise _UsageError(
             f"there is no verb {words[0]!r}; the verbs are {', '.join(VERBS)}: {cure}"
         )
+    for before, word in zip(["", *words], words, strict=False):
+        option = before if word == "" else word[:-1]
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            named = option if option.startswith("-") else "a word of the command"
+            raise _UsageError(f"{named} is empty; it must say something: leave it out or fill it")
     options, rest = build_parser().parse_known_args(words)
     # argparse stops collecting words at the first option; those behind it come out as rest.
     foreign = [word for word in rest if word.startswith("-") or not _collect(word, options)]

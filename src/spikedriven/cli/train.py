@@ -13,17 +13,16 @@ from spikedriven.errors import ConfigError
 
 def run(options: Namespace) -> int:
     """Train or resume, then say what came out."""
-    from spikedriven.train.fit import fit, resume
     from spikedriven.train.processes import this_rank
+
+    is_first = this_rank() == 0  # before Lightning, which reads the same on import
+
+    from spikedriven.train.fit import fit, resume
     from spikedriven.train.recipe import load_recipe
 
-    for name in ("run", "resume"):
-        if getattr(options, name) == "":
-            raise ConfigError(f"--{name} is empty; it must name a folder: write --{name} runs/NAME")
-    on_terminal = sys.stdout.isatty() and this_rank() == 0
     keywords: dict[str, Any] = {
         "data_root": Path(options.data) if options.data else None,
-        "show_progress": on_terminal,
+        "show_progress": is_first and sys.stdout.isatty(),
         "say": say,
     }
     start: Callable[[], dict[str, Any]]
@@ -54,7 +53,7 @@ def run(options: Namespace) -> int:
         hint = command("train", "--resume", folder, *data) if started else "the same command"
         print(f"interrupted; continue with: {hint}", file=sys.stderr)
         return 130
-    if this_rank() == 0:
+    if is_first:
         _show(metrics, folder)
     return 0
 

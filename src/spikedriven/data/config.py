@@ -12,6 +12,9 @@ _RAND_AUGMENT = re.compile(r"rand(-(m\d+(\.\d+)?|n[1-9]\d*|mstd\d+(\.\d+)?|mmax\
 SIZE_MOST = 2048
 """Pixels of a side that is not taken for a slip: one image of it already fills gigabytes."""
 
+BATCH_MOST = 2**20
+"""Images of a batch that is not taken for a slip."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -105,9 +108,10 @@ class DataConfig:
                 f"data.interpolation is {self.interpolation!r}; it must be bilinear or bicubic: "
                 "choose one"
             )
-        if self.batch_size < 1:
+        if not 1 <= self.batch_size <= BATCH_MOST:
             raise ConfigError(
-                f"data.batch_size is {self.batch_size}; it must be at least 1: 64 is usual"
+                f"data.batch_size is {self.batch_size}; it must lie in 1 to {BATCH_MOST}: "
+                "64 is usual"
             )
         if self.num_workers < 0:
             raise ConfigError(

@@ -141,6 +141,11 @@ def load_official(
         CheckpointError: The file cannot be read safely, a key or shape is not the released one's.
         ConfigError: An argument cannot work.
     """
+    if not isinstance(source, str | Path | Mapping):
+        raise CheckpointError(
+            f"the source is of type {type(source).__name__}; it must be the path of a file or a "
+            "state dict: pass one"
+        )
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     tensors = _bare(source if isinstance(source, Mapping) else _read(Path(source)), name)
     try:

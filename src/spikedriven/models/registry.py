@@ -53,10 +53,10 @@ def find_variant(name: str) -> Variant:
     Raises:
         ConfigError: The name is unknown.
     """
-    if name not in VARIANTS:
+    if not isinstance(name, str) or name not in VARIANTS:
         raise ConfigError(
             f"there is no model {name!r}; the models are {', '.join(VARIANTS)}"
-            f"{_nearest(name, list(VARIANTS))}"
+            f"{_nearest(str(name), list(VARIANTS))}"
         )
     return VARIANTS[name]
 

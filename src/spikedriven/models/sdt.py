@@ -27,6 +27,8 @@ from spikedriven.nn.probe import Dilation, Tap
 from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d, pointwise
 
 STEM_STAGES = 4
+MOST = 2**20
+"""Of anything that a config counts: beyond it, a number is taken for a slip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class SDTConfig:
         for name in ("depth", "width", "num_classes", "in_channels", "num_steps", "num_heads"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1: give a whole number")
+            if value > MOST:
+                raise ConfigError(f"{name} is {value}; it must be at most {MOST}: lower it")
         if self.width % 8:
             raise ConfigError(
                 f"width is {self.width}; the stem starts with width / 8 channels: "
@@ -70,9 +74,10 @@ class SDTConfig:
                 f"num_heads is {self.num_heads}; it must divide width = {self.width}: "
                 "choose a divisor"
             )
-        if int(self.width * self.mlp_ratio) < 1:
+        if not 1 <= self.width * self.mlp_ratio <= MOST:
             raise ConfigError(
-                f"mlp_ratio is {self.mlp_ratio}; width * mlp_ratio must be at least 1: raise it"
+                f"mlp_ratio is {self.mlp_ratio}; width * mlp_ratio must lie in 1 to {MOST}: "
+                "4 is usual"
             )
         if len(self.stem_pool) != STEM_STAGES or set(self.stem_pool) - {"0", "1"}:
             raise ConfigError(

@@ -27,8 +27,9 @@ from spikedriven.train.shard import whole_model
 from spikedriven.train.watch import check_weights
 
 # What Lightning and this package need to continue a run.
-_PARTS = {
-    "state_dict", "optimizer_states", "loops", "callbacks", "epoch", "global_step", "recipe", "row",
+_PARTS: dict[str, type] = {
+    "state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict, "epoch": int,
+    "global_step": int, "recipe": str, "row": dict,
 }  # fmt: skip
 
 # A state file begins with these words and the SHA-256 of all that follows its first line.
@@ -78,13 +79,47 @@ class WholeFileIO(TorchCheckpointIO):
                 f"{path} holds more than data, or none, and was not run; it must be the training "
                 "state that this package wrote: start the run anew"
             ) from error
-        missing = _PARTS - (state.keys() if isinstance(state, dict) else set())
+        missing = _PARTS.keys() - (state.keys() if isinstance(state, dict) else set())
         if missing:
             raise CheckpointError(
                 f"{path} is no training state, it lacks {min(missing)}; it must be what this "
                 "package wrote: start the run anew"
             )
+        if foreign := _foreign(state):
+            raise foreign_state(path, foreign)
         return state
+
+
+def foreign_state(file: Path | str, part: str) -> CheckpointError:
+    """Return what to raise where a part of a training state is not what this package writes."""
+    return CheckpointError(
+        f"{file} is no training state of this package, its {part} cannot be used; each part must "
+        "be as training wrote it: start the run anew"
+    )
+
+
+def _foreign(state: dict[str, Any]) -> str | None:
+    """Return the first part that is of another kind than `KeepWeights` and Lightning write."""
+    for part, kind in _PARTS.items():
+        if not isinstance(state[part], kind):
+            return part
+    noted = state["callbacks"].get(KeepWeights.__qualname__)
+    good = {
+        "state_dict": all(
+            isinstance(tensor, torch.Tensor) for tensor in state["state_dict"].values()
+        ),
+        "optimizer_states": [type(one) for one in state["optimizer_states"]] == [dict],
+        "row": _is_row(state["row"]),
+        "callbacks": isinstance(noted, dict)
+        and all(isinstance(noted.get(name), int | float) for name in ("best", "seconds"))
+        and isinstance(noted.get("rows"), int)
+        and (noted.get("row") is None or _is_row(noted["row"])),
+    }
+    return next((part for part, holds in good.items() if not holds), None)
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
 
 
 def _checked_content(path: Path) -> bytes:
@@ -163,11 +198,20 @@ class KeepWeights(lightning.Callback):
         self.best = -1.0
         self.seconds_before = 0.0
         self.started = time.monotonic()
+        self.began = False
+        """Whether all that precedes the first step is done, the reading of a state with it."""
 
     @property
     def seconds(self) -> float:
         """Seconds of training that the present weights took, over all sessions."""
         return self.seconds_before + time.monotonic() - self.started
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Note that training begins."""
+        del trainer, pl_module
+        self.began = True
 
     def on_train_batch_end(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from spikedriven.data import DataConfig
-from spikedriven.errors import ConfigError
+from spikedriven.errors import ConfigError, check_types
 
 
 def _require(holds: bool, key: str, value: object, must: str, cure: str) -> None:
@@ -38,6 +38,9 @@ class ModelChoice:
     """A run, or a file that `save_model` wrote, from whose weights training begins; it may have
     another number of steps. None begins at random."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "model.")
+
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the config that were set."""
         given = dataclasses.asdict(self)
@@ -60,6 +63,7 @@ class OptimizerConfig:
     tested. None keeps none."""
 
     def __post_init__(self) -> None:
+        check_types(self, "optimizer.")
         _require(
             self.name in ("adamw", "lamb"),
             "optimizer.name",
@@ -104,6 +108,7 @@ class ScheduleConfig:
     model is trained at all its steps in the rest, and only weights of the rest can be the best."""
 
     def __post_init__(self) -> None:
+        check_types(self, "schedule.")
         _require(
             self.epochs >= 1, "schedule.epochs", self.epochs, "at least 1", "give a whole number"
         )
@@ -177,6 +182,7 @@ class LossConfig:
     """Weight of the penalty, the logarithm of how many times the budget is exceeded."""
 
     def __post_init__(self) -> None:
+        check_types(self, "loss.")
         for name in ("label_smoothing", "tet_weight"):
             share = getattr(self, name)
             _require(
@@ -230,6 +236,7 @@ class DistillConfig:
     """Of the probabilities: above 1 the smaller ones count more."""
 
     def __post_init__(self) -> None:
+        check_types(self, "distill.")
         _require(0 < self.weight <= 1, "distill.weight", self.weight, "in (0, 1]", "0.5 is usual")
         _require(
             0 < self.temperature < math.inf,
@@ -269,6 +276,7 @@ class TrainerConfig:
     """Optimiser steps between two checkpoints inside an epoch; None writes them at epochs' ends."""
 
     def __post_init__(self) -> None:
+        check_types(self, "trainer.")
         for name, choices in (
             ("accelerator", ("auto", "cpu", "gpu")),
             ("precision", ("32-true", "64-true", "bf16-mixed", "16-mixed")),
@@ -342,6 +350,7 @@ class Recipe:
     """Weights whose test accuracy is the run's: `last`, or `best` on the validation split."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         _require(
             0 <= self.seed < 2**63,
             "seed",

@@ -14,7 +14,6 @@ from spikedriven.nn.probe import count_spikes
 from spikedriven.train.config import Recipe
 from spikedriven.train.predict import run_info
 from spikedriven.train.processes import sum_over_processes, this_place
-from spikedriven.train.recipe import load_recipe
 from spikedriven.train.run import Run
 
 BATCH = 128
@@ -67,7 +66,7 @@ def open_run_data(
         DataError: The data is missing or damaged, or has other classes or channels than the run
             was trained on.
     """
-    recipe = load_recipe(run.recipe_file, settings)
+    recipe = run.recipe(settings)
     splits = open_data(recipe.data, data_root, seed=recipe.seed)
     info = splits.info
     for what, found, trained in (

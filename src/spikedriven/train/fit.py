@@ -12,11 +12,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from spikedriven.data import (
     ArrayDataset,
+    EpochSampler,
     Loader,
+    Place,
     ResidentLoader,
     Splits,
     make_loader,
@@ -24,11 +27,17 @@ from spikedriven.data import (
 )
 from spikedriven.errors import CheckpointError, ConfigError, DataError
 from spikedriven.models.registry import create_model
-from spikedriven.models.sdt import SpikeDrivenTransformer
+from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.models.weights import fill, load_model
 from spikedriven.nn.synapse import sync_norms
 from spikedriven.records import Record, append_records, this_command, this_commit, this_device
-from spikedriven.train.checkpoint import KeepWeights, WholeFileIO, newest_state, table_of
+from spikedriven.train.checkpoint import (
+    KeepWeights,
+    WholeFileIO,
+    foreign_state,
+    newest_state,
+    table_of,
+)
 from spikedriven.train.config import Recipe, TrainerConfig
 from spikedriven.train.distill import open_teacher
 from spikedriven.train.evaluate import check_image_size, device_for, evaluate_model
@@ -47,6 +56,11 @@ from spikedriven.train.shard import ShardedStrategy, check_divisible
 from spikedriven.train.watch import Watch
 
 LOG_EVERY = 10
+
+# What Lightning and PyTorch raise where a training state is not as they wrote it.
+_NOT_RESTORED = (
+    AttributeError, IndexError, KeyError, MisconfigurationException, TypeError, ValueError,
+)  # fmt: skip
 
 
 def fit(
@@ -160,12 +174,33 @@ def _model_for(recipe: Recipe, splits: Splits) -> SpikeDrivenTransformer:
             f"data.validation_fraction is {recipe.data.validation_fraction} and holds out every "
             "training image; it must leave some: lower it"
         )
+    _check_statistics(recipe, splits, model.config)
     if recipe.evaluate == "best" and len(splits.validation) == 0:
         raise ConfigError(
             "evaluate is best and the validation split is empty; it must hold images to choose by: "
             "raise data.validation_fraction, or set evaluate=last"
         )
     return model
+
+
+def _check_statistics(recipe: Recipe, splits: Splits, config: SDTConfig) -> None:
+    """Check that batch norm, which knows no variance of one value, never meets one alone.
+
+    Raises:
+        ConfigError: The smallest batch has one image, of one token, at one step.
+    """
+    tokens = (splits.info.image_size // config.stride) ** 2
+    steps = 1 if recipe.schedule.single_step_epochs else config.num_steps
+    ranks, size = recipe.trainer.processes, recipe.data.batch_size
+    # The last process has the smallest part of the last batch.
+    sampler = EpochSampler(len(splits.train), recipe.seed, size, Place(ranks - 1, ranks))
+    images = len(sampler) % size or size
+    if tokens * steps * images == 1 and not recipe.trainer.sync_batch_norm:
+        raise ConfigError(
+            f"a batch of the {len(splits.train)} training images has one image, at one step and of "
+            "one token; batch norm must see more than one value: change data.batch_size, or raise "
+            "data.image_size or model.num_steps"
+        )
 
 
 def _train(
@@ -229,8 +264,11 @@ def _train_alone(
             if watch.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        except Exception:
+        except Exception as error:
             end_processes(trainer)
+            # Until then, a run that continues has only taken its state apart.
+            if path is not None and not keep.began and isinstance(error, _NOT_RESTORED):
+                raise foreign_state(path, "content") from error
             raise
         return _finish(run, recipe, splits, keep.seconds)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from spikedriven.errors import CheckpointError
+from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.budget import executed_share, over_budget
@@ -107,13 +107,36 @@ class Training(lightning.LightningModule):
         """
         own, stored = self.state_dict(), checkpoint["state_dict"]
         fits = own.keys() == stored.keys() and all(own[k].shape == stored[k].shape for k in own)
-        # As recipes, not as texts: an older version's text lacks the keys that came later.
-        if not fits or parse_recipe(checkpoint["recipe"]) != self.recipe:
+        try:
+            # As recipes, not as texts: an older version's text lacks the keys that came later.
+            fits = fits and parse_recipe(checkpoint["recipe"]) == self.recipe
+        except ConfigError:
+            fits = False
+        if not fits:
             raise CheckpointError(
                 "the training state belongs to another recipe than the recipe.yaml beside it; a "
                 "run can only continue as it was started: undo the change, or start another run"
             )
         self.row = {name: torch.tensor(value) for name, value in checkpoint["row"].items()}
+
+    def on_train_start(self) -> None:
+        """Check that the optimiser's moments, where it has stepped, are its weights'.
+
+        Raises:
+            CheckpointError: The training state that they were read from lacks some, or is another
+                model's.
+        """
+        state = self._optimizer().state
+        found = [
+            (weight.shape, getattr(kept.get(name), "shape", None))
+            for weight, kept in state.items()
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        if (self.trainer.global_step and not state) or any(a != b for a, b in found):
+            raise CheckpointError(
+                "the training state lacks the optimiser's moments, or has another model's; each "
+                "weight must have its own: start the run anew"
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch."""

@@ -28,8 +28,22 @@ GRACE = 5.0
 
 
 def this_rank() -> int:
-    """Return which process of the run this is, as whoever started it says; the first is 0."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    """Return which process of the run this is, as whoever started it says; the first is 0.
+
+    Raises:
+        ConfigError: What the environment says is no number.
+    """
+    return _number("RANK" if "RANK" in os.environ else "LOCAL_RANK", 0)
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigError(
+            f"{name} is {value!r} in the environment; it must be a whole number, as torchrun sets "
+            f"it: unset {name}"
+        )
+    return int(value)
 
 
 def this_place() -> Place:
@@ -45,7 +59,7 @@ def check_processes(config: TrainerConfig) -> None:
     Raises:
         BackendError: Fewer GPUs, or cores, are there than are asked for.
         ConfigError: `torchrun` started another number of processes, or was not there to start
-            those on several machines.
+            those on several machines; or half precision is asked for without a GPU.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     on_gpu = config.accelerator == "gpu" or (config.accelerator == "auto" and gpus > 0)
@@ -54,20 +68,25 @@ def check_processes(config: TrainerConfig) -> None:
             f"{config.devices} GPUs are asked for and {gpus} are there; each must exist: "
             + ("set trainer.accelerator=cpu" if gpus == 0 else f"set trainer.devices={gpus}")
         )
+    if not on_gpu and config.precision == "16-mixed":
+        raise ConfigError(
+            "trainer.precision is 16-mixed and the run is on a CPU, which has bfloat16 alone; "
+            "float16 must have a GPU: train on one, or set trainer.precision=bf16-mixed"
+        )
     cores = os.cpu_count() or 1
     if not on_gpu and config.devices > cores:
         raise BackendError(
             f"{config.devices} processes on the CPU are asked for and it has {cores} cores; each "
             f"must have one: set trainer.devices={cores}"
         )
-    started = os.environ.get("WORLD_SIZE")
-    if started is None and config.nodes > 1:
+    started = _number("WORLD_SIZE", config.processes)
+    if "WORLD_SIZE" not in os.environ and config.nodes > 1:
         raise ConfigError(
             f"{config.nodes} machines are asked for and nothing says which of them this is; "
             f"torchrun must start the run on each: torchrun --nnodes {config.nodes} --node-rank N "
             f"--nproc-per-node {config.devices} -m -- spikedriven train ..."
         )
-    if started is not None and int(started) != config.processes:
+    if started != config.processes:
         raise ConfigError(
             f"{started} processes were started and the recipe asks for {config.processes}; the "
             f"numbers must agree: set trainer.devices={started}"

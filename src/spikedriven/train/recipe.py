@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,17 +29,26 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `key=value` with dotted keys, e.g. `schedule.epochs=3`.
 
     Raises:
-        ConfigError: There is no such recipe, a key is unknown, or a value cannot work.
+        ConfigError: There is no such recipe, a key is unknown, or a value cannot work or would
+            do nothing.
     """
-    return parse_recipe(_text_of(name), overrides, name=str(name))
+    recipe = _read(text_of(name), overrides, str(name))
+    _refuse_idle(recipe, {override.partition("=")[0] for override in overrides})
+    return _live(recipe)
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "the text") -> Recipe:
-    """Check a recipe's text as `load_recipe` does; keys that it lacks take their defaults.
+    """Check a run's text as `load_recipe` does; keys that it lacks take their defaults.
+
+    So do values that do nothing: an older version's run may hold some.
 
     Raises:
         ConfigError: A key is unknown, or a value cannot work.
     """
+    return _live(_read(text, overrides, name))
+
+
+def _read(text: str, overrides: Sequence[str], name: str) -> Recipe:
     try:
         content = yaml.load(text, _OnceLoader)
         if isinstance(content, Mapping):
@@ -57,7 +67,59 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "the t
     raise ConfigError(f"{name} is no mapping; a recipe must have keys: start with model:")
 
 
-def _text_of(name: str | Path) -> str:
+# Settings that do something only where one of their switches is on.
+_SWITCHES = (
+    (("distill.teacher",), ("distill.weights", "distill.weight", "distill.hard",
+                            "distill.temperature")),
+    (("loss.mixup", "loss.cutmix"), ("loss.mixup_epochs", "loss.mix_probability")),
+    (("loss.mixup",), ("loss.mix_switch",)),
+    (("loss.cutmix",), ("loss.mix_switch",)),
+    (("loss.energy_budget",), ("loss.energy_part", "loss.energy_weight")),
+    (("schedule.warmup_epochs",), ("schedule.warmup_lr",)),
+)  # fmt: skip
+
+
+def _idle(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield every key whose value does nothing and is not its default, and its switches."""
+    for switches, keys in _SWITCHES:
+        if all(attrgetter(switch)(recipe) in (None, 0) for switch in switches):
+            for key in keys:
+                if attrgetter(key)(recipe) != _default(key):
+                    yield key, switches
+
+
+def _default(key: str) -> Any:
+    section, _, name = key.partition(".")
+    kind = get_type_hints(Recipe)[section]
+    return next(field.default for field in dataclasses.fields(kind) if field.name == name)
+
+
+def _refuse_idle(recipe: Recipe, overrides: set[str]) -> None:
+    for key, switches in _idle(recipe):
+        # Who switches off what a recipe has on need not undo the recipe's settings of it.
+        if key in overrides or overrides.isdisjoint(switches):
+            raise ConfigError(
+                f"{key} is {attrgetter(key)(recipe)!r} and does nothing without "
+                f"{' or '.join(switches)}; every setting must do something: set {switches[0]} "
+                f"too, or leave {key} out"
+            )
+
+
+def _live(recipe: Recipe) -> Recipe:
+    """Return the recipe with the default of everything that does nothing."""
+    for key, _ in _idle(recipe):
+        section, _, name = key.partition(".")
+        part = dataclasses.replace(getattr(recipe, section), **{name: _default(key)})
+        recipe = dataclasses.replace(recipe, **{section: part})
+    return recipe
+
+
+def text_of(name: str | Path) -> str:
+    """Return the text of a packaged recipe, or of a YAML file.
+
+    Raises:
+        ConfigError: There is no such recipe, or the file cannot be read.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -95,8 +157,8 @@ class _OnceLoader(yaml.SafeLoader):
 
 def _typed(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     known = _keys(Recipe)
-    sections = {key.rpartition(".")[0] for key in known}
-    given = _flat(content)
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    given = _flat(content, sections)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -109,13 +171,17 @@ def _typed(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
         if key in sections:
             first = next(name for name in known if name.startswith(f"{key}."))
             raise ConfigError(
-                f"{key} is {value!r}; it is a section and must have keys of its own: set for "
+                f"{key} is {_shown(value)}; it is a section and must have keys of its own: set for "
                 f"example {first}"
             )
         if key not in known:
             raise ConfigError(
                 f"{key!r} is no key of a recipe; its keys are those of the packaged recipes: "
                 f"{_nearest_key(key, known)}"
+            )
+        if isinstance(value, Mapping | list):
+            raise ConfigError(
+                f"{key} is {_shown(value)}; it must be {_wanted(key)}: give a value of that kind"
             )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
@@ -165,11 +231,20 @@ def _keys(kind: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _shown(value: object) -> str:
+    # A list or a mapping may, by YAML's aliases, be too long to show.
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else repr(value)
+
+
+def _flat(content: Mapping[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
-        inner = _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        # What is no section is refused by its own name, however much it holds.
+        is_section = name in sections and isinstance(value, Mapping)
+        inner = _flat(value, sections, f"{name}.") if is_section else {name: value}
         if twice := min(inner.keys() & flat.keys(), default=None):
             raise ConfigError(
                 f"{twice!r} stands twice, in its section and with dots; a key must stand once: "

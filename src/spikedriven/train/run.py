@@ -5,7 +5,7 @@ import json
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.models.weights import load_model
 from spikedriven.records import write_whole
 from spikedriven.train.config import Recipe
-from spikedriven.train.recipe import load_recipe
+from spikedriven.train.recipe import parse_recipe, text_of
 
 if sys.platform == "win32":
     import msvcrt
@@ -174,9 +174,9 @@ class Run:
                 say(f"{self.folder} cannot be locked ({error.strerror}): start no second process")
             yield
 
-    def recipe(self) -> Recipe:
-        """Return the run's recipe."""
-        return load_recipe(self.recipe_file)
+    def recipe(self, settings: Sequence[str] = ()) -> Recipe:
+        """Return the run's recipe, with `settings` as in `load_recipe`."""
+        return parse_recipe(text_of(self.recipe_file), settings, name=str(self.recipe_file))
 
     def metrics(self) -> dict[str, Any]:
         """Return what came out, or nothing where the run has not finished.
@@ -223,7 +223,7 @@ class Run:
             CheckpointError: The weights are missing or damaged, or not of the recipe's model.
         """
         recipe = self.recipe()
-        which = which or recipe.evaluate
+        which = recipe.evaluate if which is None else which
         if which not in ("last", "best"):
             raise ConfigError(f"weights is {which!r}; it must be last or best: choose one")
         file, last = self.weights_file(which), self.weights_file("last")

@@ -263,6 +263,16 @@ def test_a_wrong_shape_is_refused_even_of_a_tensor_that_is_ignored(name, key, sh
         sd.load_official(tensors | {key: torch.zeros(shape)}, **golden.hidden_arguments)
 
 
+def test_the_number_of_heads_is_read_off_the_file_where_it_has_it():
+    golden = Golden("dvs_tiny")
+    tensors, arguments = golden.tensors("param/"), dict(golden.hidden_arguments)
+    heads = arguments.pop("num_heads")
+    assert heads != 8
+    assert sd.load_official(tensors, **arguments).config.num_heads == heads
+    without = {key: t for key, t in tensors.items() if "talking_heads" not in key}
+    assert sd.load_official(without, **arguments).config.num_heads == 8
+
+
 def test_heads_that_the_file_contradicts_are_refused():
     golden = Golden("dvs_tiny")
     arguments = golden.hidden_arguments | {"num_heads": 1}

@@ -641,6 +641,7 @@ def test_a_training_state_of_wrong_content_is_refused_whatever_is_wrong(cut):
         ("row", ("loss",), "a"),
         ("optimizer_states", (), []),
         ("global_step", (), "a"),
+        ("Data", (), 5),
     ]:
         assert f"its {part} cannot be used" in refusal_of(part, *inner, value=value, by=read)
     for keys, value in [

@@ -117,7 +117,7 @@ def load_official(
     *,
     num_steps: int = 4,
     stem_pool: str = "1111",
-    num_heads: int = 8,
+    num_heads: int | None = None,
     dvs_dilation: bool = False,
 ) -> SpikeDrivenTransformer:
     """Build the model that a released checkpoint belongs to, with its weights.
@@ -131,7 +131,8 @@ def load_official(
             class has no code that making or filling one would run.
         num_steps: T.
         stem_pool: The released `pooling_stat`: "1111" ImageNet, "0011" CIFAR, "0111" Gesture.
-        num_heads: The side of the unused `talking_heads`; else matters under `dvs_dilation` only.
+        num_heads: Matters under `dvs_dilation` only. None takes the side of the first block's
+            unused `talking_heads`, or 8 where the file has none.
         dvs_dilation: The released `dvs_mode`.
 
     Returns:
@@ -164,6 +165,8 @@ def load_official(
             f"{name} lacks the tensors that give a Spike-driven Transformer its size ({error}); "
             "it must be a released checkpoint: choose another file"
         ) from error
+    if num_heads is None:
+        num_heads = _heads(tensors.get("block.0.attn.talking_heads.weight"), sizes)
     config = replace(
         sizes,
         num_steps=num_steps,
@@ -182,6 +185,12 @@ def load_official(
             )
     kept = ((ours.get(key, key), t) for key, t in tensors.items() if key not in ignored)
     return build(config, _once(kept, name), name).eval()
+
+
+def _heads(unused: Tensor | None, sizes: SDTConfig) -> int:
+    # Where it has no side that heads can have, its shape is refused below.
+    side = 0 if unused is None or unused.ndim == 0 else unused.shape[0]
+    return side if side and sizes.width % side == 0 else sizes.num_heads
 
 
 def to_official_state_dict(model: SpikeDrivenTransformer) -> dict[str, Tensor]:

@@ -110,6 +110,7 @@ def _foreign(state: dict[str, Any]) -> str | None:
         ),
         "optimizer_states": [type(one) for one in state["optimizer_states"]] == [dict],
         "row": _is_row(state["row"]),
+        "Data": isinstance(state.get("Data", {}), dict),  # earlier versions kept none
         "callbacks": isinstance(noted, dict)
         and all(isinstance(noted.get(name), int | float) for name in ("best", "seconds"))
         and isinstance(noted.get("rows"), int)

@@ -135,7 +135,11 @@ def test_the_readmes_figures_are_the_recorded_ones():
         "train_seconds", 0, "on fashion_mnist"
     )
     assert row("| CIFAR-10, `sdt_tiny`")[-1:] == recorded("test_accuracy", 4, "on cifar10")
-    assert row("| its seconds of training, on one") == recorded("train_seconds", 0, "on cifar10")
+    assert row("| its seconds of training, on one of") == recorded("train_seconds", 0, "on cifar10")
+    assert row("| Imagenette")[-1:] == recorded("test_accuracy", 4, "on imagenette2-64")
+    assert row("| its seconds of training, on one core") == recorded(
+        "train_seconds", 0, "on imagenette2-64"
+    )
     assert row("| training step") == recorded("training_speed_ratio", 2)
     assert row("| the same, peak") == recorded("training_memory_ratio", 2)
     line = re.search(r"\| training step.*", README.read_text())[0]

@@ -301,7 +301,8 @@ def compare(load: Workload, options: argparse.Namespace) -> list[Record]:
         for _ in range(options.rounds):
             for contender in everybody:
                 seconds[contender.who].append(contender.ask("turn"))
-    return figures(load, options, seconds, memory, apart, watch.share())
+        others = watch.share(sum(work for pairs in seconds.values() for _, work in pairs))
+    return figures(load, options, seconds, memory, apart, others)
 
 
 def figures(

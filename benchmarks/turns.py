@@ -45,10 +45,10 @@ class Bystanders:
     def __init__(self) -> None:
         self._before, self._begin = _seconds_of_others(), time.perf_counter()
 
-    def share(self) -> float:
-        """Return it as a share of all cores, between 0 and 1."""
+    def share(self, ours: float = 0.0) -> float:
+        """Return it as a share of all cores, between 0 and 1; `ours`: seconds of own children."""
         passed = (time.perf_counter() - self._begin) * (os.cpu_count() or 1)
-        return max(0.0, (_seconds_of_others() - self._before) / passed)
+        return max(0.0, (_seconds_of_others() - self._before - ours) / passed)
 
 
 def _seconds_of_others() -> float:

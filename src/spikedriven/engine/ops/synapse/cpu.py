@@ -206,6 +206,7 @@ def _four_rows(base, events, j):
 
 @inlined
 def _walk_i8(rows, base, events, j, end, even, odd):
+    # Two sums each, so that an addition need not wait for the one before.
     even2, odd2 = splat_i16(0), splat_i16(0)
     while j < end:
         one, two, three, four = _four_rows(base, events, j)

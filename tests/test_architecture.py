@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,30 @@ def test_importing_any_module_says_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+def test_viz_imports_records_and_errors_and_only_the_command_imports_it(tmp_path):
+    package = shutil.copytree(README.parent / "src/spikedriven", tmp_path / "spikedriven")
+    rooms = {path.stem for path in package.glob("[a-z]*") if path.suffix != ".typed"} - {"viz"}
+    asked = {*(f"spikedriven.{room}" for room in rooms), "torch"}
+    planted = {
+        "viz/planted.py": asked,
+        **{f"{room}/planted.py": {"spikedriven.viz.theme"} for room in ("cli", "train", "models")},
+        "conform.py": {"spikedriven.viz.theme"},
+    }
+    for file, names in planted.items():
+        (package / file).write_text("".join(f"import {name}\n" for name in names))
+    config = str(README.parent / "pyproject.toml")
+    command = [f"{Path(sys.executable).parent}/lint-imports", "--no-cache", "--config", config]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    told = re.findall(r"(spikedriven\S*) -> (\S+) \(l\.\d+\)", done.stdout)
+    assert done.returncode == 1
+    assert {name for importer, name in told if importer == "spikedriven.viz.planted"} == asked - {
+        "spikedriven.records", "spikedriven.errors"
+    }  # fmt: skip
+    assert {importer for importer, name in told if name == "spikedriven.viz.theme"} == {
+        "spikedriven.train.planted", "spikedriven.models.planted", "spikedriven.conform"
+    }  # fmt: skip
 
 
 def sources(pattern):

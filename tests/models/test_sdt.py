@@ -28,6 +28,8 @@ RELEASED_PARAMETERS = {
 }
 RELEASED_CIFAR100_PARAMETERS = {"sdt_2_256_cifar": 2_590_212, "sdt_2_512_cifar": 10_279_716}
 
+NESTED = torch.nested.nested_tensor(2 * [torch.zeros(3, 16, 16)], layout=torch.jagged)
+
 
 def lively(config: sd.SDTConfig) -> sd.SpikeDrivenTransformer:
     """A float64 model whose layers fire: norms drawn, not at rest."""
@@ -188,19 +190,43 @@ def test_autocast_trains_with_finite_gradients(dtype):
         (torch.full((1, 3, 16, 16), float("nan")), "NaN"),
         (torch.zeros(1, 3, 16, 16).double(), r"convert it with x\.to\(torch\.float32\)"),
         (torch.zeros(1, 3, 16, 16).half(), r"convert it with x\.to\(torch\.float32\)"),
+        (torch.zeros(1, 3, 16, 16).cfloat(), "must be real"),
+        (torch.zeros(1, 3, 16, 16).to_sparse(), r"sparse.*must be dense.*x\.to_dense\(\)"),
+        (torch.zeros(1, 3, 16, 16).to_mkldnn(), r"_mkldnn.*must be dense: .* x\.to_dense\(\)"),
+        (NESTED, r"nested.*must be dense: .* x\.to_padded_tensor\(0\)"),
+        (torch.zeros(1, 3, 16, 16, device="meta"), "on meta and the model's weights are on cpu"),
+        (torch.zeros(1, 1, 3, 4, 4), r"one value.*more images.*model\.eval\(\)"),
     ],
-    ids=["channels", "rank", "integers", "no steps", "size", "NaN", "double", "half"],
-)
+    ids=["channels", "rank", "integers", "no steps", "size", "NaN", "double", "half", "complex",
+         "sparse", "mkldnn", "nested", "meta", "one value"],
+)  # fmt: skip
 def test_a_wrong_input_is_refused_in_words(x, message):
     with pytest.raises(ShapeError, match=message):
         sd.SpikeDrivenTransformer(TINY)(x)
+
+
+def test_a_model_on_meta_tells_shapes_and_meets_no_pixels():
+    with torch.device("meta"):
+        model = sd.SpikeDrivenTransformer(TINY)
+        assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+    with pytest.raises(ShapeError, match="on cpu and the model's weights are on meta"):
+        model(torch.zeros(2, 3, 16, 16))
+
+
+def test_autocast_does_not_convert_an_eighth_of_a_float():
+    model = sd.SpikeDrivenTransformer(TINY)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ShapeError, match=r"convert it with x\.to\(torch\.float32\)"),
+    ):
+        model(images().to(torch.float8_e4m3fn))
 
 
 @pytest.mark.parametrize("x", [None, [[0.0]], np.zeros((1, 3, 16, 16), np.float32)], ids=type)
 def test_an_input_that_is_no_tensor_is_refused_in_words(x):
     # Not by the model: in these tests its signature is checked before its body.
     with pytest.raises(ShapeError, match="it must be a tensor"):
-        _check_input(x, TINY, torch.float32)
+        _check_input(x, TINY, torch.zeros(()))
 
 
 def test_autocast_takes_what_it_converts_and_nothing_else():

@@ -22,7 +22,7 @@ from spikedriven.core.attention import (
 )
 from spikedriven.core.synapse import spike_pool
 from spikedriven.errors import ConfigError, ShapeError, check_types
-from spikedriven.nn.neuron import NEURONS
+from spikedriven.nn.neuron import NEURONS, SyncedNorm
 from spikedriven.nn.probe import Dilation, Tap
 from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d, pointwise
 
@@ -239,17 +239,18 @@ class SpikeDrivenTransformer(nn.Module):
             Logits [B, K], averaged over time.
 
         Raises:
-            ShapeError: It is no tensor of the weights' dtype (autocast converts it), the rank, the
-                channels, T or the size is wrong, or (checked for tensors on a CPU) a pixel is not
-                finite.
+            ShapeError: It is no dense tensor of the weights' dtype (autocast converts it) on their
+                device, the rank, the channels, T or the size is wrong, batch norm would take its
+                statistics from one value, or (checked for tensors on a CPU) a pixel is not finite.
         """
         return self.forward_steps(x).mean(0)
 
     def forward_steps(self, x: Tensor) -> Float[Tensor, "T B K"]:
         """Classify after every step: arguments and errors as in `forward`, before its average."""
-        _check_input(x, self.config, self.stem.image.conv.weight.dtype)
+        _check_input(x, self.config, self.stem.image.conv.weight)
         x_SBCHW = x.unsqueeze(0) if x.ndim == 4 else x.transpose(0, 1)
         num_steps = self.config.num_steps if x.ndim == 4 else x.shape[1]
+        self._check_statistics(x, num_steps)
         x_SBCHW = _channels_last(x_SBCHW)
         u_TBCHW = self.stem(x_SBCHW, num_steps)
         for block in self.blocks:
@@ -259,6 +260,17 @@ class SpikeDrivenTransformer(nn.Module):
         s_TBC = self.head_lif(u_TBNC.mean(dim=2))
         steps: Tensor = self.head(s_TBC)
         return steps
+
+    def _check_statistics(self, x: Tensor, num_steps: int) -> None:
+        norm = self.stem.position.norm
+        if not norm.training or isinstance(norm, SyncedNorm):
+            return
+        if num_steps * len(x) * x.shape[-2] * x.shape[-1] == self.config.stride**2:
+            raise ShapeError(
+                f"the input {tuple(x.shape)} gives batch norm, while training, one value; there "
+                "must be several for a variance: give more images, pixels or steps, or call "
+                "model.eval()"
+            )
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> SpikeConv2d:
@@ -279,25 +291,39 @@ def _channels_last(x_SBCHW: Tensor) -> Tensor:
 
 
 def _is_cast(device: str, *dtypes: torch.dtype) -> bool:
-    """Whether autocast brings these dtypes together; it leaves double precision alone."""
-    return torch.is_autocast_enabled(device) and torch.float64 not in dtypes
+    """Whether autocast brings these dtypes together; other widths it leaves alone."""
+    cast = {torch.float32, torch.bfloat16, torch.float16}
+    return torch.is_autocast_enabled(device) and cast.issuperset(dtypes)
 
 
-def _check_input(x: object, config: SDTConfig, dtype: torch.dtype) -> None:
+def _check_input(x: object, config: SDTConfig, weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise ShapeError(
             f"the input is of type {type(x).__name__}; it must be a tensor [B, C, H, W] or "
             "[B, T, C, H, W]: convert it with torch.as_tensor"
         )
+    if x.is_nested or x.layout != torch.strided:  # a nested tensor may have no shape to show
+        kind = "nested" if x.is_nested else x.layout
+        cure = "to_padded_tensor(0)" if x.is_nested else "to_dense()"
+        raise ShapeError(f"the input is {kind}; it must be dense: convert it with x.{cure}")
     shape = tuple(x.shape)
     if x.ndim not in (4, 5) or not x.is_floating_point():
         raise ShapeError(
             f"the input is {x.dtype} {shape}; it must be real [B, C, H, W] or [B, T, C, H, W]: "
             "add the missing axes or convert it"
         )
+    dtype, device = weight.dtype, weight.device
     if x.dtype != dtype and not _is_cast(x.device.type, x.dtype, dtype):
         raise ShapeError(
             f"the input is {x.dtype}; this model computes in {dtype}: convert it with x.to({dtype})"
+        )
+    if x.device != device:
+        # Of a tensor on meta there are no values to move.
+        empty = "meta" in (x.device.type, device.type)
+        cure = "make both on meta for shapes alone, or neither" if empty else "move one of them"
+        raise ShapeError(
+            f"the input is on {x.device} and the model's weights are on {device}; they must be on "
+            f"one device: {cure}"
         )
     *_, channels, height, width = shape
     if channels != config.in_channels:

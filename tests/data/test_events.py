@@ -233,6 +233,24 @@ def test_an_npz_file_that_would_run_code_is_refused(tmp_path):
         read_events(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("name", "txyp")
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.5, 1e30, 1j, "1"], ids=str)
+def test_an_npz_file_whose_events_are_no_whole_numbers_is_damaged(name, wrong, tmp_path):
+    events = drawn(100)
+    values = events[name].astype(np.result_type(float, type(wrong)) if wrong != "1" else "U20")
+    values[3] = wrong
+    np.savez(tmp_path / "a.npz", **events | {name: values})
+    with pytest.raises(DataError, match=rf"\({name} holds other than whole numbers\)"):
+        read_events(tmp_path / "a.npz")
+
+
+def test_an_npz_file_may_hold_whole_numbers_of_any_type(tmp_path):
+    events = drawn(100)
+    for kind in (np.float64, np.uint64):
+        np.savez(tmp_path / "a.npz", **{name: x.astype(kind) for name, x in events.items()})
+        assert same(read_events(tmp_path / "a.npz"), events)
+
+
 def test_all_damaged_recordings_are_counted_and_the_first_is_named(tmp_path):
     nmnist_folder(tmp_path)
     for path in ("Train/3/00001.bin", "Test/2/00000.bin"):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -237,7 +238,7 @@ def _read_bin(content: bytes) -> Events:
 def _read_npz(content: bytes) -> Events:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            t, x, y, p = (stored[name].astype(np.int64) for name in "txyp")
+            t, x, y, p = (_whole(name, stored[name]) for name in "txyp")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _DamageError(f"not t, x, y and p as NumPy saves them: {error}") from error
     if not t.ndim == 1 or not t.shape == x.shape == y.shape == p.shape:
@@ -246,6 +247,16 @@ def _read_npz(content: bytes) -> Events:
         raise _DamageError("p is not 0 or 1")
     farthest = max(x.max(), y.max()) if len(t) else 0
     return Events(t, x, y, p, 34 if farthest < 34 else 128)
+
+
+def _whole(name: str, values: NDArray[Any]) -> Integers:
+    """Return the values as integers; NaN and fractions would become some number, too."""
+    if values.dtype.kind in "biuf":
+        with np.errstate(invalid="ignore"):  # judged below
+            whole = values.astype(np.int64)
+        if np.array_equal(whole, values):
+            return whole
+    raise _DamageError(f"{name} holds other than whole numbers")
 
 
 _READERS: dict[str, Callable[[bytes], Events]] = {

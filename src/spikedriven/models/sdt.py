@@ -233,7 +233,9 @@ class SpikeDrivenTransformer(nn.Module):
         Args:
             x: Images [B, C, H, W], shown at each of `config.num_steps` steps, or frames
                 [B, T, C, H, W], any T; real and finite. H and W must be multiples of
-                `config.stride`.
+                `config.stride`. Whether pixels are finite is looked at on a CPU alone, and not
+                under `torch.compile`: a GPU would have to wait for the answer. Of what
+                `spikedriven.data` loads they always are: bytes, over deviations above 0.
 
         Returns:
             Logits [B, K], averaged over time.

@@ -1,5 +1,6 @@
 """What a trained model says about image files, or about recordings of events."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,4 +99,7 @@ def run_info(run: Run, config: SDTConfig) -> DataInfo:
     ):
         if found != wanted:
             raise run.damaged_metrics(f"it has {found} {what} and the model {wanted}")
+    # Divided by another, pixels would be no numbers, and the image would be blamed.
+    if not all(map(math.isfinite, info.mean + info.std)) or min(info.std) <= 0:
+        raise run.damaged_metrics("its deviations must be above 0 and all its numbers finite")
     return info

@@ -5,7 +5,7 @@ with code 2; nothing else in the package catches it.
 """
 
 import math
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 
 class SpikeDrivenError(Exception):
@@ -44,6 +44,16 @@ _KINDS = {
 }
 
 
+def kinds_of(hint: Any) -> tuple[type, ...]:
+    """Return the types that a field's hint names: `int | None` names two."""
+    return get_args(hint) or (hint,)
+
+
+def in_words(hint: Any) -> str:
+    """Say what a value must be, by its type hint: `int | None` is a whole number or nothing."""
+    return " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds_of(hint))
+
+
 def check_types(config: object, section: str = "") -> None:
     """Refuse a value that is not of the type its field says; a whole number may stand for a float.
 
@@ -56,15 +66,14 @@ def check_types(config: object, section: str = "") -> None:
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        kinds = get_args(hint) or (hint,)
+        kinds = kinds_of(hint)
         fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
         if isinstance(value, bool):  # which Python takes for a whole number
             fits = bool in kinds
         elif isinstance(value, float):
             fits = fits and math.isfinite(value)
         if not fits:
-            wanted = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
             raise ConfigError(
                 f"{section}{name} is {value!r}, of type {type(value).__name__}; it must be "
-                f"{wanted}: convert it"
+                f"{in_words(hint)}: convert it"
             )

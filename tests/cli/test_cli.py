@@ -112,6 +112,16 @@ def test_an_evaluation_at_a_size_that_cannot_be_names_the_key(run, capsys):
     assert "data.image_size is 17; with model.stem_pool=0011" in sentence
 
 
+def test_an_option_of_another_kind_says_which_it_must_be(capsys):
+    for words, claim in (
+        (["predict", "run", "a.png", "--top", "two"], "--top is 'two'; it must be a whole number"),
+        (["stream", "a.spk", "b", "--confidence", "x"], "--confidence is 'x'; it must be a finite"),
+    ):
+        sentence = refused(capsys, *words)
+        assert claim in sentence
+        assert f": see spikedriven {words[0]} --help" in sentence
+
+
 def test_predict_as_text_gives_probabilities(run, image, capsys):
     assert main(["predict", run, image]) == 0
     assert capsys.readouterr().out.startswith(image)

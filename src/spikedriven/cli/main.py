@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from spikedriven import __version__
-from spikedriven.errors import SpikeDrivenError
+from spikedriven.errors import SpikeDrivenError, in_words
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargparse", "yaml")
@@ -33,6 +33,11 @@ class _UsageError(SpikeDrivenError):
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        of_kind = re.fullmatch(r"argument (.+): invalid (int|float) value: (.+)", message)
+        if of_kind:
+            name, kind, value = of_kind.groups()
+            wanted = in_words({"int": int, "float": float}[kind])
+            raise _UsageError(f"{name} is {value}; it must be {wanted}: see {self.prog} --help")
         raise _UsageError(f"{message}; see {self.prog} --help")
 
 

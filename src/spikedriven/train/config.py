@@ -8,6 +8,7 @@ import yaml
 
 from spikedriven.data import DataConfig
 from spikedriven.errors import ConfigError, check_types
+from spikedriven.models.registry import find_variant
 
 
 def _require(holds: bool, key: str, value: object, must: str, cure: str) -> None:
@@ -40,6 +41,11 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         check_types(self, "model.")
+        published = find_variant(self.name).config
+        try:
+            dataclasses.replace(published, **self.overrides())
+        except ConfigError as error:  # which begins with the field's name
+            raise ConfigError(f"model.{error}") from error
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the config that were set."""

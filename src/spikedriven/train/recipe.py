@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from spikedriven.errors import ConfigError
+from spikedriven.errors import ConfigError, in_words, kinds_of
 from spikedriven.train.config import Recipe
 
 
@@ -90,8 +90,7 @@ def _idle(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _default(key: str) -> Any:
     section, _, name = key.partition(".")
-    kind = get_type_hints(Recipe)[section]
-    return next(field.default for field in dataclasses.fields(kind) if field.name == name)
+    return next(x.default for x in dataclasses.fields(_hint(section)) if x.name == name)
 
 
 def _refuse_idle(recipe: Recipe, overrides: set[str]) -> None:
@@ -181,7 +180,8 @@ def _typed(content: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
             )
         if isinstance(value, Mapping | list):
             raise ConfigError(
-                f"{key} is {_shown(value)}; it must be {_wanted(key)}: give a value of that kind"
+                f"{key} is {_shown(value)}; it must be {in_words(_hint(key))}: "
+                "give a value of that kind"
             )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
@@ -209,16 +209,16 @@ def _explained(error: ArgumentError, given: Mapping[str, Any]) -> ConfigError:
     for key, value in given.items():
         if f'"{key}"' in message or f"--{key}" in message or f"'{key}'" in message:
             return ConfigError(
-                f"{key} is {value!r}; it must be {_wanted(key)}: give a value of that kind"
+                f"{key} is {value!r}; it must be {in_words(_hint(key))}: give a value of that kind"
             )
     return ConfigError(f"{' '.join(message.split())}; every key must have a value: add it")
 
 
-def _wanted(key: str) -> str:
+def _hint(key: str) -> Any:
     kind: Any = Recipe
     for part in key.split("."):
         kind = get_type_hints(kind)[part]
-    return getattr(kind, "__name__", str(kind)).replace(" | None", " or nothing")
+    return kind
 
 
 def _keys(kind: type, prefix: str = "") -> list[str]:
@@ -261,7 +261,7 @@ _NO_NUMBERS = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         return yaml.safe_dump(value).removesuffix("...\n").strip()
-    return _NO_NUMBERS.get(value.lower(), value) if "float" in _wanted(key) else value
+    return _NO_NUMBERS.get(value.lower(), value) if float in kinds_of(_hint(key)) else value
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

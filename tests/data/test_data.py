@@ -1,5 +1,6 @@
 """Every sample counts once, nothing depends on history, and damage is named."""
 
+import errno
 import gzip
 import hashlib
 import os
@@ -21,6 +22,7 @@ from spikedriven.data import (
     AugmentConfig,
     DataConfig,
     DataInfo,
+    list_datasets,
     make_loader,
     open_data,
     read_sample,
@@ -353,6 +355,44 @@ def test_missing_data_says_what_is_looked_for(tmp_path):
         open_data(DataConfig(name="fashion_mnist"), tmp_path)
     with pytest.raises(DataError, match="cifar-10-batches-py"):
         open_data(DataConfig(name="cifar10"), tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted({*list_datasets()} - {"digits"}))
+def test_a_folder_that_is_none_or_may_not_be_read_is_named(name, tmp_path, monkeypatch):
+    def claim(root: Path) -> str:
+        with pytest.raises(DataError) as refusal:
+            open_data(DataConfig(name=name), root)
+        return re.sub(r"that holds .*: ", "that holds ...: ", str(refusal.value))
+
+    ending = "it must be a folder that holds ...: "
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    assert claim(file) == f"{file} is a file; {ending}pass another --data"
+    missing = tmp_path / "missing"
+    assert claim(missing) == f"{missing} is missing; {ending}pass another --data"
+
+    def refuse(path: Path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # whoever tests may be root, who may all
+    assert claim(tmp_path) == (
+        f"{tmp_path} may not be read; {ending}allow it or pass another --data"
+    )
+
+
+def test_a_part_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def refuse(path: Path):
+        if path.name == "train":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"train may not be read; it must be a folder that holds"):
+        open_data(DataConfig(name="image_folder"), tmp_path)
 
 
 def test_damaged_idx_files_are_refused(tmp_path):

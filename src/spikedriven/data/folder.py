@@ -1,5 +1,6 @@
 """Any folder of images: train/CLASS/*.png, test/CLASS/*.png and, if there is one, validation/."""
 
+import errno
 from collections.abc import Container
 from pathlib import Path
 
@@ -29,11 +30,7 @@ def open_folder(
             are two validation folders, or files lie beside the class folders or are no images (all
             are counted, the first is named).
     """
-    if root is None:
-        raise DataError(
-            f"image_folder needs a folder and none was given; it must hold {_LAYOUT}: "
-            "pass --data DIR"
-        )
+    root = given_folder("image_folder", root, _LAYOUT)
     train, validation, test = (_part_folder(root, names) for names in PARTS.values())
     if test is None:  # ImageNet's custom: the published test split is called val
         validation, test = None, validation
@@ -69,11 +66,7 @@ def image_info(root: Path, classes: tuple[str, ...], config: DataConfig) -> Data
 def locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
     """Return the first of `root / wanted` that exists, or say what is missing."""
     choices = " or ".join(wanted)
-    if root is None:
-        raise DataError(
-            f"{name} lies in files of yours and no folder was given; it must hold {choices}: "
-            "pass --data DIR"
-        )
+    root = given_folder(name, root, choices)
     for layout in wanted:
         if (root / layout).exists():
             return root / layout
@@ -81,6 +74,36 @@ def locate(name: str, root: Path | None, wanted: tuple[str, ...]) -> Path:
         f"{name} was not found: {root} must hold {choices}: "
         "put the files there or pass another --data"
     )
+
+
+def given_folder(name: str, root: Path | None, holds: str) -> Path:
+    """Return the folder of a dataset's files, once it is one that may be read.
+
+    Args:
+        name: The dataset, of `list_datasets()`.
+        root: What was given.
+        holds: What must lie there, for a person.
+
+    Raises:
+        DataError: None was given, or it is missing, a file, or unreadable.
+    """
+    if root is None:
+        raise DataError(
+            f"{name} lies in files of yours and no folder was given; it must hold {holds}: "
+            "pass --data DIR"
+        )
+    try:
+        next(root.iterdir(), root).lstat()
+    except OSError as error:
+        reason, cure = {
+            errno.ENOENT: ("is missing", ""),
+            errno.ENOTDIR: ("is a file", ""),
+            errno.EACCES: ("may not be read", "allow it or "),
+        }.get(error.errno or 0, (f"cannot be read ({error.strerror})", ""))
+        raise DataError(
+            f"{root} {reason}; it must be a folder that holds {holds}: {cure}pass another --data"
+        ) from error
+    return root
 
 
 def only_name(root: Path, names: tuple[str, ...], there: Container[str]) -> str | None:
@@ -105,6 +128,7 @@ def _part_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 
 def _shown(folder: Path) -> list[Path]:
     """Return what lies in a folder, by name, without what is hidden: caches of other programs."""
+    folder = given_folder("image_folder", folder, "images in classes")
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spikedriven.data.config import DataConfig, DataInfo
-from spikedriven.data.folder import PARTS, image_info, only_name
+from spikedriven.data.folder import PARTS, given_folder, image_info, only_name
 from spikedriven.data.transforms import Part, check_headers
 from spikedriven.errors import DataError
 
@@ -64,13 +64,9 @@ def open_hugging_face(
 
     Cost: reads the beginning of every image once.
     """
+    root = given_folder("hugging_face", root, _SAVED)
     import datasets
 
-    if root is None:
-        raise DataError(
-            f"hugging_face needs a folder and none was given; it must hold {_SAVED}: "
-            "pass --data DIR"
-        )
     try:
         saved = datasets.load_from_disk(str(root))
     except (OSError, ValueError, KeyError) as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from spikedriven.data.config import DataConfig, DataInfo
-from spikedriven.data.folder import PARTS, SUFFIXES, image_info
+from spikedriven.data.folder import PARTS, SUFFIXES, given_folder, image_info
 from spikedriven.data.transforms import Part, opened
 from spikedriven.errors import DataError
 
@@ -79,10 +79,7 @@ def open_shards(config: DataConfig, root: Path | None) -> tuple[DataInfo, Part, 
 
     Cost: reads every header of every shard once, and the beginning of every image.
     """
-    if root is None:
-        raise DataError(
-            f"webdataset needs a folder and none was given; it must hold {_LAYOUT}: pass --data DIR"
-        )
+    root = given_folder("webdataset", root, _LAYOUT)
     shards = _divided(root)
     names = root / "classnames.txt"
     indices = {path: _index(path) for paths in shards.values() for path in paths}

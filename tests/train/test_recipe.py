@@ -138,6 +138,21 @@ def test_mix_switch_chooses_between_two_and_does_nothing_for_one():
     load_recipe("digits", ["loss.mixup=1", "loss.cutmix=1", "loss.mix_switch=0.7"])
 
 
+def test_a_temperature_beside_a_teachers_first_choice_alone_is_refused(tmp_path):
+    hard = ["distill.teacher=resnet18", "distill.hard=true"]
+    with pytest.raises(
+        ConfigError,
+        match=r"^distill\.temperature is 2\.0 and does nothing beside distill\.hard; every setting "
+        r"must do something: leave one of them out$",
+    ):
+        load_recipe("digits", [*hard, "distill.temperature=2"])
+    file = tmp_path / "soft.yaml"
+    soft = load_recipe("digits", [hard[0], "distill.temperature=2"])
+    file.write_text(soft.to_yaml())
+    # Who switches to the first choice need not undo the file's temperature.
+    assert load_recipe(file, hard[1:]).distill == load_recipe("digits", hard).distill
+
+
 def test_every_packaged_recipe_is_valid_and_survives_the_round_trip(tmp_path):
     assert {"digits", "fashion_mnist", "cifar10", "cifar100"} <= set(list_recipes())
     for name in list_recipes():

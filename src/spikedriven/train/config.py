@@ -239,7 +239,7 @@ class DistillConfig:
     hard: bool = False
     """Follow the teacher's first choice alone, not its probabilities."""
     temperature: float = 1.0
-    """Of the probabilities: above 1 the smaller ones count more."""
+    """Of the probabilities: above 1 the smaller ones count more. Beside `hard` there are none."""
 
     def __post_init__(self) -> None:
         check_types(self, "distill.")

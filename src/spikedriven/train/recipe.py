@@ -77,15 +77,28 @@ _SWITCHES = (
     (("loss.energy_budget",), ("loss.energy_part", "loss.energy_weight")),
     (("schedule.warmup_epochs",), ("schedule.warmup_lr",)),
 )  # fmt: skip
+# Those that do something only where a switch is off.
+_UNDONE = (("distill.hard", ("distill.temperature",)),)
 
 
-def _idle(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield every key whose value does nothing and is not its default, and its switches."""
+def _idle(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
+    """Yield every key whose value does nothing and is not its default.
+
+    With it come its switches, in words beside or without which of them, and the cure.
+    """
     for switches, keys in _SWITCHES:
+        without = f"without {' or '.join(switches)}"
         if all(attrgetter(switch)(recipe) in (None, 0) for switch in switches):
-            for key in keys:
-                if attrgetter(key)(recipe) != _default(key):
-                    yield key, switches
+            for key in _changed(recipe, keys):
+                yield key, switches, without, f"set {switches[0]} too, or leave {key} out"
+    for switch, keys in _UNDONE:
+        if attrgetter(switch)(recipe):
+            for key in _changed(recipe, keys):
+                yield key, (switch,), f"beside {switch}", "leave one of them out"
+
+
+def _changed(recipe: Recipe, keys: tuple[str, ...]) -> list[str]:
+    return [key for key in keys if attrgetter(key)(recipe) != _default(key)]
 
 
 def _default(key: str) -> Any:
@@ -94,19 +107,18 @@ def _default(key: str) -> Any:
 
 
 def _refuse_idle(recipe: Recipe, overrides: set[str]) -> None:
-    for key, switches in _idle(recipe):
+    for key, switches, where, cure in _idle(recipe):
         # Who switches off what a recipe has on need not undo the recipe's settings of it.
         if key in overrides or overrides.isdisjoint(switches):
             raise ConfigError(
-                f"{key} is {attrgetter(key)(recipe)!r} and does nothing without "
-                f"{' or '.join(switches)}; every setting must do something: set {switches[0]} "
-                f"too, or leave {key} out"
+                f"{key} is {attrgetter(key)(recipe)!r} and does nothing {where}; every setting "
+                f"must do something: {cure}"
             )
 
 
 def _live(recipe: Recipe) -> Recipe:
     """Return the recipe with the default of everything that does nothing."""
-    for key, _ in _idle(recipe):
+    for key, *_ in _idle(recipe):
         section, _, name = key.partition(".")
         part = dataclasses.replace(getattr(recipe, section), **{name: _default(key)})
         recipe = dataclasses.replace(recipe, **{section: part})

@@ -80,6 +80,16 @@ def test_only_the_command_prints_but_for_a_bar_and_a_child_process():
     assert speaks == {"train/progress.py", "engine/purity.py"}
 
 
+def test_one_file_asks_the_environment_which_process_this_is_and_needs_no_torch():
+    package = README.parent / "src/spikedriven"
+    asking = {p.relative_to(package).as_posix() for p in package.rglob("*.py")
+              if re.search(r"\bRANK\b", p.read_text())}  # fmt: skip
+    assert asking == {"train/rank.py"}
+    code = "import sys, spikedriven.train.rank; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_three_files_write_what_a_network_has_learned():
     writes = sources(r"\btorch\.save\(|^from safetensors\S* import .*\bsave")
     assert writes == {"models/weights.py", "train/checkpoint.py", "engine/plan.py"}

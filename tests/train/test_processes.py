@@ -385,6 +385,18 @@ def test_a_number_of_a_process_that_is_none_is_refused_before_lightning_reads_it
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("ranks", [None, "1", "3"])
+def test_a_rank_without_a_place_among_the_processes_is_refused(ranks, tmp_path):
+    words = [sys.executable, "-m", "spikedriven", "train", "digits", "--run", str(tmp_path / "run")]
+    env = os.environ | {"RANK": "3"} | ({"WORLD_SIZE": ranks} if ranks else {})
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: RANK is 3 in the environment and WORLD_SIZE is {ranks or 1}; a rank must be below "
+        "the number of processes: unset RANK, or start the run with torchrun\n"
+    )
+
+
 def test_half_precision_is_refused_where_no_gpu_is_used(monkeypatch):
     """Lightning takes bfloat16 for it on a CPU."""
     half = ["trainer.precision=16-mixed"]

@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from spikedriven import __version__
-from spikedriven.errors import SpikeDrivenError, in_words
+from spikedriven.errors import ConfigError, SpikeDrivenError, in_words
+from spikedriven.train.rank import this_rank
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CORE = ("torch", "numpy", "numba", "safetensors", "rich", "jaxtyping", "jsonargparse", "yaml")
@@ -194,10 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _follows() -> bool:
     """Return whether this is one of several processes and not the first."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    numbers = rank.isdecimal() and ranks.isdecimal()
-    return numbers and int(ranks) > 1 and int(rank) > 0
+    try:
+        return this_rank() > 0
+    except ConfigError:  # the very thing that is to be said
+        return False
 
 
 def _sentence(error: Exception) -> str:

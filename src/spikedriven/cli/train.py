@@ -9,12 +9,11 @@ from typing import Any
 
 from spikedriven.cli.console import command, say, show_mistakes, show_rates
 from spikedriven.errors import ConfigError
+from spikedriven.train.rank import this_rank
 
 
 def run(options: Namespace) -> int:
     """Train or resume, then say what came out."""
-    from spikedriven.train.processes import this_rank
-
     is_first = this_rank() == 0  # before Lightning, which reads the same on import
 
     from spikedriven.train.fit import fit, resume

@@ -20,6 +20,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from spikedriven.errors import CheckpointError
 from spikedriven.models.weights import save_model
 from spikedriven.records import write_whole
+from spikedriven.train.data import Data
 from spikedriven.train.log import Row, Table
 from spikedriven.train.module import Training
 from spikedriven.train.run import Run
@@ -104,13 +105,14 @@ def _foreign(state: dict[str, Any]) -> str | None:
         if not isinstance(state[part], kind):
             return part
     noted = state["callbacks"].get(KeepWeights.__qualname__)
+    marks = Data.__qualname__  # where Lightning keeps them
     good = {
         "state_dict": all(
             isinstance(tensor, torch.Tensor) for tensor in state["state_dict"].values()
         ),
         "optimizer_states": [type(one) for one in state["optimizer_states"]] == [dict],
         "row": _is_row(state["row"]),
-        "Data": isinstance(state.get("Data", {}), dict),  # earlier versions kept none
+        marks: isinstance(state.get(marks, {}), dict),  # earlier versions kept none
         "callbacks": isinstance(noted, dict)
         and all(isinstance(noted.get(name), int | float) for name in ("best", "seconds"))
         and isinstance(noted.get("rows"), int)

@@ -1,8 +1,6 @@
 """From a recipe to a trained model in a run folder, and on from where a run stopped."""
 
 import errno
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -13,19 +11,9 @@ import lightning
 import torch
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
-from spikedriven.data import (
-    ArrayDataset,
-    EpochSampler,
-    Loader,
-    Place,
-    ResidentLoader,
-    Splits,
-    make_loader,
-    open_data,
-)
-from spikedriven.errors import CheckpointError, ConfigError, DataError
+from spikedriven.data import EpochSampler, Place, Splits, open_data
+from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.registry import create_model
 from spikedriven.models.sdt import SDTConfig, SpikeDrivenTransformer
 from spikedriven.models.weights import fill, load_model
@@ -39,18 +27,14 @@ from spikedriven.train.checkpoint import (
     table_of,
 )
 from spikedriven.train.config import Recipe, TrainerConfig
+from spikedriven.train.data import Data
 from spikedriven.train.distill import open_teacher
 from spikedriven.train.evaluate import check_image_size, device_for, evaluate_model
 from spikedriven.train.log import line_writer, open_board, quiet_lightning
 from spikedriven.train.module import Training
-from spikedriven.train.processes import (
-    check_processes,
-    end_processes,
-    explained_processes,
-    this_place,
-    this_rank,
-)
+from spikedriven.train.processes import check_processes, end_processes, explained_processes
 from spikedriven.train.progress import Bar, EpochLine
+from spikedriven.train.rank import this_rank
 from spikedriven.train.run import Run
 from spikedriven.train.shard import ShardedStrategy, check_divisible
 from spikedriven.train.watch import Watch
@@ -292,84 +276,6 @@ def _explained(run: Run) -> Iterator[None]:
             "it must be writable and have room: free some space and continue with "
             f"spikedriven train --resume {run.folder}"
         ) from error
-
-
-class Data(lightning.LightningDataModule):
-    """The loaders of a recipe, made once the processes know one another.
-
-    Args:
-        recipe: Batch size, workers, seed, and where the training images lie.
-        splits: The data.
-    """
-
-    def __init__(self, recipe: Recipe, splits: Splits) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self.splits = splits
-        self.marks = _marks(splits)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what tells these data from others."""
-        return self.marks
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a run continues on the data that it began with.
-
-        Raises:
-            DataError: They differ.
-        """
-        for what, begun in state_dict.items():
-            found = self.marks.get(what)
-            if found != begun:
-                counts = f" ({found} and {begun})" if isinstance(begun, int) else ""
-                raise DataError(
-                    f"{self.splits.info.name} and the data that the run began with differ in their "
-                    f"{what}{counts}; a run must continue on the same images: pass the --data that "
-                    "it began with, or start another run"
-                )
-
-    def train_dataloader(self) -> Loader | ResidentLoader:
-        """Return this process's part of the training images, in random order."""
-        data = self.recipe.data
-        if data.resident:
-            return ResidentLoader(
-                self.splits.train,
-                batch_size=data.batch_size,
-                device=device_for(self.recipe),
-                seed=self.recipe.seed,
-                place=this_place(),
-            )
-        return self._loader(self.splits.train, shuffle=True)
-
-    def val_dataloader(self) -> Loader | list[Loader]:
-        """Return its part of the validation images, or nothing where none were held out."""
-        return self._loader(self.splits.validation) if len(self.splits.validation) else []
-
-    def _loader(self, dataset: ArrayDataset, *, shuffle: bool = False) -> Loader:
-        data = self.recipe.data
-        return make_loader(
-            dataset,
-            batch_size=data.batch_size,
-            shuffle=shuffle,
-            seed=self.recipe.seed,
-            num_workers=data.num_workers,
-            place=this_place(),
-        )
-
-
-def _marks(splits: Splits) -> dict[str, Any]:
-    """Return what tells training data from others, by a person's words for it.
-
-    No image is read, so that millions of them take a second.
-    """
-    marks: dict[str, Any] = {"classes": list(splits.info.classes)}
-    for part, dataset in (("training", splits.train), ("validation", splits.validation)):
-        marks[f"number of {part} images"] = len(dataset)
-        marks[f"{part} labels"] = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
-        if not isinstance(dataset.images, Tensor):
-            names = os.fsencode("/".join(file.name for file in dataset.images))
-            marks[f"names of {part} images"] = hashlib.sha256(names).hexdigest()
-    return marks
 
 
 def _finish(run: Run, recipe: Recipe, splits: Splits, seconds: float) -> dict[str, Any]:

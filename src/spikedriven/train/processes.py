@@ -1,7 +1,7 @@
-"""The processes that share one training run: who this one is, and what can go wrong between them.
+"""The processes that share one training run, and what can go wrong between them.
 
 They are started by Lightning, from the first one, or by `torchrun`; either says in the environment
-which is which before anything else is known.
+which is which (`train/rank.py`) before anything else is known.
 """
 
 import os
@@ -17,6 +17,7 @@ from torch import Tensor
 from spikedriven.data import Place
 from spikedriven.errors import BackendError, ConfigError, DataError
 from spikedriven.train.config import TrainerConfig
+from spikedriven.train.rank import number_said
 
 if TYPE_CHECKING:  # evaluation and prediction come by here, and need no trainer
     import lightning
@@ -27,27 +28,8 @@ GRACE = 5.0
 """Seconds that other processes have to end by themselves once the first one has failed."""
 
 
-def this_rank() -> int:
-    """Return which process of the run this is, as whoever started it says; the first is 0.
-
-    Raises:
-        ConfigError: What the environment says is no number.
-    """
-    return _number("RANK" if "RANK" in os.environ else "LOCAL_RANK", 0)
-
-
-def _number(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
-    if not value.isdecimal():
-        raise ConfigError(
-            f"{name} is {value!r} in the environment; it must be a whole number, as torchrun sets "
-            f"it: unset {name}"
-        )
-    return int(value)
-
-
 def this_place() -> Place:
-    """Return the same where the processes have found one another, for dividing data."""
+    """Return which process this is once they have found one another, for dividing data."""
     if not dist.is_initialized():
         return Place()
     return Place(dist.get_rank(), dist.get_world_size())
@@ -79,7 +61,7 @@ def check_processes(config: TrainerConfig) -> None:
             f"{config.devices} processes on the CPU are asked for and it has {cores} cores; each "
             f"must have one: set trainer.devices={cores}"
         )
-    started = _number("WORLD_SIZE", config.processes)
+    started = number_said("WORLD_SIZE", config.processes)
     if "WORLD_SIZE" not in os.environ and config.nodes > 1:
         raise ConfigError(
             f"{config.nodes} machines are asked for and nothing says which of them this is; "

@@ -220,8 +220,19 @@ def test_a_key_that_is_no_name_is_refused(released):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot be read \(No such file or directory\)"):
         sd.load_official(tmp_path / "nowhere.pth")
+
+
+def test_a_file_of_text_is_no_pickle(tmp_path):
+    (tmp_path / "a.pth").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(no pickle\)"):
+        sd.load_official(tmp_path / "a.pth")
+
+
+def test_a_tensor_of_too_few_axes_is_no_size(released):
+    with pytest.raises(CheckpointError, match=r"its size \(one has too few axes\)"):
+        sd.load_official(released | {"head.weight": torch.zeros(3)})
 
 
 def test_a_foreign_key_is_refused_by_name(cifar):

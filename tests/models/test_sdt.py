@@ -278,6 +278,7 @@ def test_weights_begin_as_released():
         ({"neuron": "alif"}, "lif, plif"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"num_steps": 0}, "num_steps is 0"),
+        ({"width": 2**20}, "width \\* mlp_ratio must lie in 1 to 1048576: lower width"),
     ],
 )
 def test_a_config_refuses_nonsense(change, message):
@@ -285,18 +286,39 @@ def test_a_config_refuses_nonsense(change, message):
         replace(TINY, **change)
 
 
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        ("create_model(5)", "ConfigError: there is no model 5; the models are"),
-        ("load_official(None)", "CheckpointError: the source is of type NoneType; it must be the"),
-    ],
-)
-def test_an_argument_of_another_type_is_one_sentence(call, sentence):
+CALLS = {
+    "sd.create_model(5)": "ConfigError: there is no model 5; the models are",
+    "sd.SpikeDrivenTransformer({})": "ConfigError: the config is of type dict; it must be SDT",
+    "sd.load_official(None)": "CheckpointError: the source is of type NoneType; it must be the",
+    "sd.to_official_state_dict(line)": "ConfigError: the model is a Linear; released names are of",
+    "record(None)": "ConfigError: the model is a NoneType; it must be a module that holds neurons",
+    "record(line)": "ConfigError: the model is a Linear without neurons of this package; it must",
+    "sd.audit(None, x)": "ConfigError: the model is a NoneType; it must be a torch.nn.Module: ",
+    "sd.audit(line, None)": "ShapeError: the input is of type NoneType; it must be a tensor: ",
+    "sd.audit(line.to('meta'), x.to('meta'))": "ConfigError: a tensor on meta has no values; an",
+    "sd.energy(None)": "ConfigError: counted is of type NoneType; it must be Counts or an Estimate",
+    "sd.count(hollow, x.to('meta'))": "ConfigError: the model is on meta and has no values; ",
+    "sd.compile(hollow)": "ConfigError: the model is on meta and has no values; ",
+}
+
+
+def test_an_argument_of_another_kind_is_one_sentence():
     """In a process of its own: here beartype would be the first to speak."""
-    words = [sys.executable, "-c", f"import spikedriven as sd; sd.{call}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert sentence in done.stderr.splitlines()[-1]
+    code = f"""
+import torch, spikedriven as sd
+line, x = torch.nn.Linear(2, 2), torch.zeros(1, 1, 16, 16)
+hollow = sd.create_model("sdt_tiny", width=32).to("meta").eval()
+def record(model):
+    with sd.record_spikes(model): pass
+for call in {list(CALLS)}:
+    try: eval(call)
+    except Exception as error: print(f"{{type(error).__name__}}: {{error}}".splitlines()[0])
+    else: print("nothing was raised")
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    said = dict(zip(CALLS, done.stdout.splitlines(), strict=True))
+    assert {call: line for call, line in said.items() if not line.startswith(CALLS[call])} == {}
 
 
 def test_an_unknown_model_or_field_names_the_nearest():

@@ -174,9 +174,15 @@ def energy(
         The energy of one image.
 
     Raises:
-        ConfigError: `convention` or `image` is unknown, or the image's bits were not counted.
+        ConfigError: `counted` is of another type, `convention` or `image` is unknown, or the
+            image's bits were not counted.
         DataError: Nothing was counted.
     """
+    if not isinstance(counted, Counts | Estimate):
+        raise ConfigError(
+            f"counted is of type {type(counted).__name__}; it must be Counts or an Estimate: take "
+            "what count returns"
+        )
     if convention not in CONVENTIONS:
         raise ConfigError(
             f"the convention is {convention!r}; it must be one of {', '.join(CONVENTIONS)}: "

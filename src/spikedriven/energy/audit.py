@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spikedriven.errors import ConfigError, ShapeError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.neuron import LIF
 
@@ -156,12 +157,17 @@ def audit(
     Returns:
         Violations, exceptions, silent synapses, and how many operations were looked at.
 
+    Raises:
+        ConfigError: The model is no module, or lies on meta, as the input may not either.
+        ShapeError: The input is no tensor.
+
     Example:
         A softmax is no spike:
 
         >>> audit(nn.Softmax(-1), torch.zeros(1, 3)).violations[0].operation
         'softmax'
     """
+    _check_kinds(model, x)
     if allowed is None and isinstance(model, SpikeDrivenTransformer):
         allowed = SDT_EXCEPTIONS
     was_training = model.training
@@ -179,6 +185,23 @@ def audit(
     finally:
         model.train(was_training)
     return watch.report(allowed)
+
+
+def _check_kinds(model: object, x: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}; it must be a torch.nn.Module: pass the model "
+            "itself"
+        )
+    if not isinstance(x, Tensor):
+        raise ShapeError(
+            f"the input is of type {type(x).__name__}; it must be a tensor: convert it with "
+            "torch.as_tensor"
+        )
+    if any(tensor.is_meta for tensor in (x, *_stored(model))):
+        raise ConfigError(
+            "a tensor on meta has no values; an audit must see them: give weights and pixels"
+        )
 
 
 def _stored(model: nn.Module) -> list[Tensor]:

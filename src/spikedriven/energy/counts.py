@@ -240,6 +240,10 @@ def counting(
             f"the model is a {type(model).__name__}; counts are taken of SpikeDrivenTransformer: "
             "build it with create_model or load_official"
         )
+    if next(model.parameters()).is_meta:
+        raise ConfigError(
+            "the model is on meta and has no values; its spikes must be counted: give it weights"
+        )
     if (mean is None) != (std is None):
         raise ConfigError(
             f"mean is {mean} and std is {std}; both must be given to read pixels as bytes: "

@@ -146,6 +146,11 @@ def _check(model: SpikeDrivenTransformer) -> None:
             "the model is in training mode; its batch norms must stand still: call model.eval()"
         )
     for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise ConfigError(
+                "the model is on meta and has no values; weights must have some to become whole "
+                "numbers: give it weights"
+            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ConfigError(
                 f"{name} holds NaN or infinite values; every weight must be finite: "

@@ -161,8 +161,9 @@ def load_official(
             neuron="plif" if "head_lif.w" in tensors else "lif",
         )
     except (KeyError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
+        reason = "one has too few axes" if isinstance(error, IndexError) else error
         raise CheckpointError(
-            f"{name} lacks the tensors that give a Spike-driven Transformer its size ({error}); "
+            f"{name} lacks the tensors that give a Spike-driven Transformer its size ({reason}); "
             "it must be a released checkpoint: choose another file"
         ) from error
     if num_heads is None:
@@ -198,7 +199,15 @@ def to_official_state_dict(model: SpikeDrivenTransformer) -> dict[str, Tensor]:
 
     The tensors that it carries unused are there too: zeros for `talking_heads`, as many heads as
     the config has, and w = 0 for the unused parametric neurons.
+
+    Raises:
+        ConfigError: It is another model.
     """
+    if not isinstance(model, SpikeDrivenTransformer):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}; released names are of "
+            "SpikeDrivenTransformer: build it with create_model or load_official"
+        )
     own = model.state_dict()
     released = {theirs: own[ours] for ours, theirs in released_keys(model.config).items()}
     for key, shape in ignored_keys(model.config).items():
@@ -222,8 +231,15 @@ def _read(path: Path) -> Mapping[str, object]:
             f"{path} is damaged or holds more than tensors, and was not run; it must be a file "
             "of weights: get it from its authors again, or save its state_dict alone"
         ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); it must be a whole PyTorch file: "
+            "check the path, or copy it again"
+        ) from error
     except Exception as error:  # A damaged pickle fails in any way that its instructions can.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, LookupError):  # of an instruction that there is not
+            reason = "no pickle"
         raise CheckpointError(
             f"{path} cannot be read ({reason}); it must be a whole PyTorch file: "
             "copy it again or choose another"

@@ -75,9 +75,9 @@ class SDTConfig:
                 "choose a divisor"
             )
         if not 1 <= self.width * self.mlp_ratio <= MOST:
+            cure = "4 is usual" if self.width * 4 <= MOST else "lower width"
             raise ConfigError(
-                f"mlp_ratio is {self.mlp_ratio}; width * mlp_ratio must lie in 1 to {MOST}: "
-                "4 is usual"
+                f"mlp_ratio is {self.mlp_ratio}; width * mlp_ratio must lie in 1 to {MOST}: {cure}"
             )
         if len(self.stem_pool) != STEM_STAGES or set(self.stem_pool) - {"0", "1"}:
             raise ConfigError(
@@ -210,6 +210,9 @@ class SpikeDrivenTransformer(nn.Module):
     Args:
         config: Its shape.
 
+    Raises:
+        ConfigError: It is of another type.
+
     Example:
         >>> model = SpikeDrivenTransformer(SDTConfig(depth=1, width=32, num_classes=10)).eval()
         >>> model(torch.zeros(2, 3, 32, 32)).shape
@@ -217,6 +220,11 @@ class SpikeDrivenTransformer(nn.Module):
     """
 
     def __init__(self, config: SDTConfig) -> None:
+        if not isinstance(config, SDTConfig):
+            raise ConfigError(
+                f"the config is of type {type(config).__name__}; it must be SDTConfig: make one, "
+                "or take create_model"
+            )
         super().__init__()
         self.config = config
         self.stem = Stem(config)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spikedriven.core.attention import dilate_image
-from spikedriven.errors import DataError
+from spikedriven.errors import ConfigError, DataError
 from spikedriven.nn.neuron import LIF
 
 
@@ -64,6 +64,15 @@ def spike_sources(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def _check_neurons(model: object) -> None:
+    if not isinstance(model, nn.Module) or not spike_sources(model):
+        lack = " without neurons of this package" if isinstance(model, nn.Module) else ""
+        raise ConfigError(
+            f"the model is a {type(model).__name__}{lack}; it must be a module that holds neurons: "
+            "build it with create_model or load_official"
+        )
+
+
 @contextmanager
 def _listening(model: nn.Module, listen: Any) -> Iterator[None]:
     handles = [
@@ -87,7 +96,11 @@ def record_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     Yields:
         name -> bool [T, B, ...], filled as layers fire. Names are the model's own; the released
         code's are mapped to them by `models.official.released_hooks`.
+
+    Raises:
+        ConfigError: The model is no module, or holds no neuron of this package.
     """
+    _check_neurons(model)
     spikes: dict[str, Tensor] = {}
 
     def listen(name: str, _module: nn.Module, _inputs: Any, s: Tensor) -> None:
@@ -106,7 +119,11 @@ def count_spikes(model: nn.Module) -> Iterator[dict[str, SpikeCount]]:
 
     Yields:
         name -> SpikeCount, accumulated over calls.
+
+    Raises:
+        ConfigError: As in `record_spikes`.
     """
+    _check_neurons(model)
     counts = {name: SpikeCount() for name in spike_sources(model)}
 
     def listen(name: str, _module: nn.Module, _inputs: Any, s: Tensor) -> None:

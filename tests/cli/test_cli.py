@@ -277,12 +277,23 @@ def test_doctor_notices_what_is_installed_and_broken(capsys, monkeypatch):
         (["eval", "run", "--weights="], "--weights is empty; it must say something"),
         (["eval", ""], "a word of the command is empty"),
         (["train", "digits", "model.name=sdt_tny"], "did you mean sdt_tiny?"),
+        (["train", "digits", "model.width=None"], "or nothing: give a value of that kind, or null"),
+        (["predict", "run", "a.png", "--top", "0"], "--top is 0; it must be at least 1"),
+        (["energy", "--model", "sdt_8_521"], "no model 'sdt_8_521'"),
         (["train", "digits", "data.name=image_folder", "--data", "/proc/self/fd"], "train folder"),
     ],
     ids=" ".join,
 )
 def test_a_mistake_costs_one_sentence(words, sentence, capsys):
     assert sentence in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("path", [".", f"{__file__}/more.jsonl"])
+def test_records_that_cannot_be_written_are_one_sentence(path, capsys):
+    words = ["energy", "--rates", "paper_sdt_8_512_224", "--records", path]
+    sentence = refused(capsys, *words)
+    assert f"--records is {path}, which cannot be written (" in sentence
+    assert "it must be a .jsonl file, in a folder: choose another" in sentence
 
 
 def test_without_a_verb_there_is_help_and_nothing_was_done(capsys):

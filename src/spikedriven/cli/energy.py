@@ -67,7 +67,14 @@ def run(options: Namespace) -> int:
         name: attention(subject.counted, name, costs=costs) for name in ("published", "executed")
     }
     if options.records is not None:
-        append_records(Path(options.records), _records(subject, accounts, options.image))
+        records = _records(subject, accounts, options.image)
+        try:
+            append_records(Path(options.records), records)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(
+                f"--records is {options.records}, which cannot be written ({error.strerror}); it "
+                "must be a .jsonl file, in a folder: choose another"
+            ) from error
     if options.csv:
         _print_csv(accounts)
         return 0
@@ -220,6 +227,7 @@ def _of_rates(options: Namespace) -> _Subject:
     from spikedriven.models.registry import find_variant
 
     if options.rates is None and options.model is not None:
+        find_variant(options.model)  # a name that is none has another cure
         raise ConfigError(
             f"{options.model} is a model's name, which does not say how often its neurons fire; it "
             "must stand beside a table of firing rates, or be a run: pass --rates with a .csv file "

@@ -5,12 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from spikedriven.cli.console import show_answers
+from spikedriven.cli.program import check_top
 
 
 def run(options: Namespace) -> int:
     """Classify every readable image; exit 2 where one was not."""
     from spikedriven.train.predict import predict
 
+    check_top(options.top)
     predictions = predict(
         Path(options.run),
         [Path(image) for image in options.images],

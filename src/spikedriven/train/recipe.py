@@ -220,8 +220,10 @@ def _explained(error: ArgumentError, given: Mapping[str, Any]) -> ConfigError:
     message = str(error)
     for key, value in given.items():
         if f'"{key}"' in message or f"--{key}" in message or f"'{key}'" in message:
+            or_null = ", or null" if type(None) in kinds_of(_hint(key)) else ""
             return ConfigError(
                 f"{key} is {value!r}; it must be {in_words(_hint(key))}: give a value of that kind"
+                + or_null
             )
     return ConfigError(f"{' '.join(message.split())}; every key must have a value: add it")
 

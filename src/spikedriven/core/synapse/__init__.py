@@ -18,10 +18,15 @@ __all__ = ["spike_conv2d", "spike_pool"]
 
 def spike_pool(s: Tensor, backend: str = "auto") -> Tensor:
     """Halve an image: arguments and result as in `reference.spike_pool`."""
-    if choose(s, 1, backend) == "triton":
+    chosen = choose(s, 1, backend)
+    if chosen == "triton":
         from spikedriven.core.synapse import triton
 
         return triton.spike_pool(s)
+    if chosen == "cpu" and s.ndim == 4:
+        from spikedriven.core.synapse import cpu
+
+        return cpu.spike_pool(s)
     return reference.spike_pool(s)
 
 

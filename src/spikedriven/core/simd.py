@@ -118,7 +118,7 @@ def load_real(_typing, array, index):
 
 @intrinsic
 def load_first(_typing, array, index, count):
-    """Return what `load_real` does of the first `count` numbers, zero elsewhere; reads no others."""
+    """Return what `load_real` does for the first `count` numbers, which alone are read; else 0."""
     vector = _real(array)
 
     def codegen(context, builder, signature, args):

@@ -1,8 +1,8 @@
 """Synapses between spiking neurons, and the pooling of spikes.
 
-`reference` is PyTorch's dense convolution, `cpu` the same with work only where there is a spike,
-`triton` the reference with its spikes kept as bits. Which one runs is decided by what it is given
-(`core/backend.py`): float32 or float64 spikes on a CPU, through a convolution that keeps the
+`reference` is PyTorch's dense convolution and pool, `cpu` the same with work only where there is a
+spike, `triton` the reference with its spikes kept as bits. Which one runs is decided by what it is
+given (`core/backend.py`): float32 or float64 spikes on a CPU, through a convolution that keeps the
 image's size, take `cpu`; spikes on a GPU `triton`; every other type and padding, and on a CPU
 autocast and everything under `torch.compile`, take `reference`.
 """

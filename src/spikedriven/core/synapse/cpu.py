@@ -1,4 +1,4 @@
-"""The convolution of spikes on a CPU: work is done only where there is a spike.
+"""The convolution and the pool of spikes on a CPU: a synapse works only where there is a spike.
 
 What `reference.py` defines, float32 or float64, for convolutions that keep the image's size. A
 current is the sum of the weights of the inputs that fired, so forward each pixel adds one row of
@@ -7,14 +7,16 @@ over the pixels at which its input fired, so backward each channel adds one row 
 spike. The sums stay in registers. At a rate of 1 this is as much work as a dense convolution, at
 5 % a twentieth. The gradient of the spikes is dense by nature and is left to PyTorch.
 
-Spikes are kept for the way back as bits. Every sum is taken in an order that depends on shapes
-alone: any number of threads gives the same bits, and no image's current depends on another image.
+Spikes are kept for the way back as bits, and of a pooled window only which of its pixels won. Every
+sum is taken in an order that depends on shapes alone: any number of threads gives the same bits,
+and no image's current depends on another image.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
@@ -452,15 +454,9 @@ class _SpikeConv2d(torch.autograd.Function):
 
 
 def _gradient_of_spikes(d: Tensor, weight: Tensor) -> Tensor:
-    """Return what PyTorch's dense convolution sends back to its input."""
-    batch, _, height, width = d.shape
-    _, channels, side, _ = weight.shape
-    unread = d.new_empty(1).expand(batch, channels, height, width)
-    ds: Tensor = torch.ops.aten.convolution_backward(
-        d, unread, weight, None, [1, 1], [side // 2] * 2, [1, 1], False, [0, 0], 1,
-        [True, False, False],
-    )[0]  # fmt: skip
-    return ds
+    """Return PyTorch's dense convolution with the kernel turned around, laid out as `d`."""
+    turned = weight.flip(2, 3).transpose(0, 1)
+    return F.conv2d(d, turned, padding=weight.shape[2] // 2)
 
 
 def spike_conv2d(s: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -474,9 +470,7 @@ class _SpikePool(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor) -> Tensor:
         use_torch_threads()
         batch, channels, height, width = s.shape
-        pooled = torch.empty(
-            batch, (height + 1) // 2, (width + 1) // 2, channels, dtype=s.dtype
-        )
+        pooled = torch.empty(batch, (height + 1) // 2, (width + 1) // 2, channels, dtype=s.dtype)
         winners = torch.empty(pooled.shape, dtype=torch.uint8)
         pixels = s.detach().movedim(1, -1).contiguous()
         _pool(pixels.numpy(), pooled.numpy(), winners.numpy())

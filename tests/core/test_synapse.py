@@ -19,7 +19,8 @@ from spikedriven.core.synapse import cpu, reference, spike_conv2d, spike_pool
 # Sums of up to 10^4 terms near 1 in another order.
 SUM_BAND = {torch.float32: 1e-4, torch.float64: 1e-12}
 # (B, C, D, H, W, k): channels around a word of 64, outputs around a panel of 64 (or 32 in float64),
-# pixels around a block; images of one pixel, of one row, larger than a block
+# pixels around a block; images of one pixel, of one row, larger than a block; a window too large for
+# the nearest caches
 SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (1, 1, 1, 1, 1, 3),
@@ -30,6 +31,7 @@ SHAPES = [
     (2, 17, 64, 1, 40, 3),
     (2, 7, 129, 20, 19, 3),
     (2, 3, 5, 8, 6, 5),
+    (2, 70, 65, 5, 4, 3),
 ]
 
 
@@ -240,6 +242,16 @@ def test_the_pool_is_an_or_and_sends_the_gradient_where_torchs_does(
     assert torch.equal(ours, theirs)
     d = torch.randint(-9, 10, ours.shape).to(dtype)  # whole: sums are the same in any order
     assert torch.equal(torch.autograd.grad(ours, s, d)[0], torch.autograd.grad(theirs, s, d)[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.float32, 18), (torch.float64, 18), (torch.bfloat16, 50)]
+)
+def test_a_pool_on_a_cpu_keeps_a_byte_for_a_window_in_single_and_double_precision(dtype, kept):
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, id):
+        spike_pool(spikes(0.5, 1, 2, 5, 5, dtype=dtype).requires_grad_())
+    assert sizes == [kept]  # 2 channels of 3 x 3 windows, or of 5 x 5 pixels
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

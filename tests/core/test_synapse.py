@@ -18,8 +18,8 @@ from spikedriven.core.synapse import cpu, reference, spike_conv2d, spike_pool
 
 # Sums of up to 10^4 terms near 1 in another order.
 SUM_BAND = {torch.float32: 1e-4, torch.float64: 1e-12}
-# (B, C, D, H, W, k): channels around a word of 64, outputs around a panel of 64 (or 32 in float64),
-# pixels around a block; images of one pixel, of one row, larger than a block; a window too large for
+# (B, C, D, H, W, k): channels around a word of 64, outputs around a panel of 64 (32 in float64),
+# pixels around a block; images of one pixel, of one row, larger than a block; a window larger than
 # the nearest caches
 SHAPES = [
     (1, 1, 1, 1, 1, 1),

@@ -5,18 +5,22 @@ import platform
 import subprocess
 import sys
 
+import numba
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
+from spikedriven.core.simd import load_first, load_real, store_first
 from spikedriven.core.synapse import cpu, reference, spike_conv2d, spike_pool
 
 # Sums of up to 10^4 terms near 1 in another order.
 SUM_BAND = {torch.float32: 1e-4, torch.float64: 1e-12}
-# (B, C, D, H, W, k): channels around a word of 64, outputs around a panel of 64 (or 32 in float64),
-# pixels around a block; images of one pixel, of one row, larger than a block
+# (B, C, D, H, W, k): channels around a word of 64, outputs around a panel of 64 (32 in float64),
+# pixels around a block; images of one pixel, of one row, larger than a block; a window larger than
+# the nearest caches
 SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (1, 1, 1, 1, 1, 3),
@@ -27,6 +31,7 @@ SHAPES = [
     (2, 17, 64, 1, 40, 3),
     (2, 7, 129, 20, 19, 3),
     (2, 3, 5, 8, 6, 5),
+    (2, 70, 65, 5, 4, 3),
 ]
 
 
@@ -224,9 +229,48 @@ def test_spikes_that_do_not_fit_the_weights_are_refused(channels, dtype):
         spike_conv2d(s, weight, None, 1)
 
 
-def test_the_pool_is_an_or_and_sends_the_gradient_where_torchs_does():
-    s = spikes(0.2, 2, 3, 8, 8).requires_grad_()
-    ours, theirs = spike_pool(s), F.max_pool2d(s, 3, stride=2, padding=1)
+@pytest.mark.parametrize("pool", [spike_pool, cpu.spike_pool, reference.spike_pool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("rate", [0, 0.2, 1])
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (2, 3), (7, 5), (8, 8)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_pool_is_an_or_and_sends_the_gradient_where_torchs_does(
+    pool, dtype, rate, size, layout
+):
+    s = spikes(rate, 2, 65, *size, dtype=dtype).to(memory_format=layout).requires_grad_()
+    ours, theirs = pool(s), F.max_pool2d(s, 3, stride=2, padding=1)
     assert torch.equal(ours, theirs)
-    d = torch.randn_like(ours)
+    d = torch.randint(-9, 10, ours.shape).to(dtype)  # whole: sums are the same in any order
     assert torch.equal(torch.autograd.grad(ours, s, d)[0], torch.autograd.grad(theirs, s, d)[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.float32, 18), (torch.float64, 18), (torch.bfloat16, 50)]
+)
+def test_a_pool_on_a_cpu_keeps_a_byte_for_a_window_in_single_and_double_precision(dtype, kept):
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, id):
+        spike_pool(spikes(0.5, 1, 2, 5, 5, dtype=dtype).requires_grad_())
+    assert sizes == [kept]  # 2 channels of 3 x 3 windows, or of 5 x 5 pixels
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [0, 1, 15, 17, 32])
+def test_a_part_of_a_register_leaves_what_lies_behind_it_alone(dtype, count):
+    @numba.njit
+    def copy(x, y, count):
+        store_first(y, 3, load_first(x, 5, count), np.int64(100))
+
+    x, y = np.full(5 + 64, np.nan, dtype), np.full(3 + 64 + 4, 7, dtype)
+    x[5 : 5 + count] = np.arange(1, count + 1)
+    copy(x, y, count)
+    lanes = 256 // x.itemsize
+    assert list(y[3 : 3 + lanes]) == [*range(1, count + 1), *[0] * (lanes - count)]
+
+    @numba.njit
+    def begin(x, y, count):
+        store_first(y, 3, load_real(x, 0), count)
+
+    y[:] = 7
+    begin(np.ones(64, dtype), y, count)
+    assert list(y) == [7] * 3 + [1] * count + [7] * (len(y) - 3 - count)

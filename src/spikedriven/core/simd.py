@@ -107,13 +107,62 @@ load_i64, load_i64x4 = _load(I64), _load(I64X4)
 @intrinsic
 def load_real(_typing, array, index):
     """Return the 256 bytes of float32 or float64 numbers that start at a flat index."""
-    vector = F32 if array.dtype == types.float32 else F64
+    vector = _real(array)
 
     def codegen(context, builder, signature, args):
         address = _address(context, builder, signature.args[0], *args, vector)
         return builder.load(address, align=1)
 
     return vector(array, types.intp), codegen
+
+
+@intrinsic
+def load_first(_typing, array, index, count):
+    """Return what `load_real` does for the first `count` numbers, which alone are read; else 0."""
+    vector = _real(array)
+
+    def codegen(context, builder, signature, args):
+        address = _address(context, builder, signature.args[0], *args[:2], vector)
+        mask = _first(builder, vector, args[2])
+        name, line = f"llvm.masked.load.{_name(vector)}.p0", ir.IntType(32)(1)
+        kind = ir.FunctionType(vector.ir, [address.type, line.type, mask.type, vector.ir])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(function, [address, line, mask, ir.Constant(vector.ir, None)])
+
+    return vector(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_first(_typing, array, index, x, count):
+    """Write the first `count` numbers of a real vector from a flat index on, and no others."""
+
+    def codegen(context, builder, signature, args):
+        address = _address(context, builder, signature.args[0], args[0], args[1], x)
+        mask = _first(builder, x, args[3])
+        name, line = f"llvm.masked.store.{_name(x)}.p0", ir.IntType(32)(1)
+        kind = ir.FunctionType(ir.VoidType(), [x.ir, address.type, line.type, mask.type])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [args[2], address, line, mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, x, types.intp), codegen
+
+
+def _real(array):
+    return F32 if array.dtype == types.float32 else F64
+
+
+def _name(vector: Vector) -> str:
+    return f"v{vector.lanes}f{vector.bits}"
+
+
+def _first(builder, vector, count):
+    numbers = ir.VectorType(ir.IntType(64), vector.lanes)
+    places = ir.Constant(numbers, list(range(vector.lanes)))
+    empty = ir.Constant(numbers, ir.Undefined)
+    nowhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+    counted = builder.insert_element(empty, count, ir.IntType(32)(0))
+    return builder.icmp_signed("<", places, builder.shuffle_vector(counted, empty, nowhere))
 
 
 @intrinsic

@@ -1,8 +1,8 @@
 """Synapses between spiking neurons, and the pooling of spikes.
 
-`reference` is PyTorch's dense convolution, `cpu` the same with work only where there is a spike,
-`triton` the reference with its spikes kept as bits. Which one runs is decided by what it is given
-(`core/backend.py`): float32 or float64 spikes on a CPU, through a convolution that keeps the
+`reference` is PyTorch's dense convolution and pool, `cpu` the same with work only where there is a
+spike, `triton` the reference with its spikes kept as bits. Which one runs is decided by what it is
+given (`core/backend.py`): float32 or float64 spikes on a CPU, through a convolution that keeps the
 image's size, take `cpu`; spikes on a GPU `triton`; every other type and padding, and on a CPU
 autocast and everything under `torch.compile`, take `reference`.
 """
@@ -18,10 +18,15 @@ __all__ = ["spike_conv2d", "spike_pool"]
 
 def spike_pool(s: Tensor, backend: str = "auto") -> Tensor:
     """Halve an image: arguments and result as in `reference.spike_pool`."""
-    if choose(s, 1, backend) == "triton":
+    chosen = choose(s, 1, backend)
+    if chosen == "triton":
         from spikedriven.core.synapse import triton
 
         return triton.spike_pool(s)
+    if chosen == "cpu" and s.ndim == 4:
+        from spikedriven.core.synapse import cpu
+
+        return cpu.spike_pool(s)
     return reference.spike_pool(s)
 
 

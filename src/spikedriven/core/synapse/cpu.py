@@ -1,4 +1,4 @@
-"""The convolution of spikes on a CPU: work is done only where there is a spike.
+"""The convolution and the pool of spikes on a CPU: a synapse works only where there is a spike.
 
 What `reference.py` defines, float32 or float64, for convolutions that keep the image's size. A
 current is the sum of the weights of the inputs that fired, so forward each pixel adds one row of
@@ -7,14 +7,16 @@ over the pixels at which its input fired, so backward each channel adds one row 
 spike. The sums stay in registers. At a rate of 1 this is as much work as a dense convolution, at
 5 % a twentieth. The gradient of the spikes is dense by nature and is left to PyTorch.
 
-Spikes are kept for the way back as bits. Every sum is taken in an order that depends on shapes
-alone: any number of threads gives the same bits, and no image's current depends on another image.
+Spikes are kept for the way back as bits, and of a pooled window only which of its pixels won. Every
+sum is taken in an order that depends on shapes alone: any number of threads gives the same bits,
+and no image's current depends on another image.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,6 +28,7 @@ from spikedriven.core.simd import (
     F64,
     I32,
     bits_of,
+    load_first,
     load_i32,
     load_real,
     lowest_bit,
@@ -33,6 +36,7 @@ from spikedriven.core.simd import (
     positive,
     splat_i32,
     store,
+    store_first,
 )
 from spikedriven.core.threads import CHUNKS, use_torch_threads
 
@@ -41,6 +45,8 @@ WORD = 64
 COPIED = I32.lanes
 # Pixels whose events are listed at a time; a panel of weights is read once for all of them.
 PIXELS = 64
+# Rows of weights of a panel that second-level caches hold well.
+HELD = 576
 # Spikes per word of 64 channels from which on they abound.
 MANY = 8
 # Pixels of a block of gradients; a panel of them fills a first-level cache of 32 KB.
@@ -63,97 +69,118 @@ def _pack(s, lanes, words):  # type: ignore[no-untyped-def]
             for w in range(words.shape[1]):
                 start, end = WORD * w, min(WORD * w + WORD, channels)
                 word = np.uint64(0)
-                c = start
-                while c + lanes <= end:
-                    fired = bits_of(positive(load_real(s, p * channels + c)))
+                for c in range(start, end, lanes):
+                    place = p * channels + c
+                    if c + lanes <= end:
+                        fired = bits_of(positive(load_real(s, place)))
+                    else:
+                        fired = bits_of(positive(load_first(s, place, end - c)))
                     word |= fired << np.uint64(c - start)
-                    c += lanes
-                while c < end:
-                    if s[p, c] > 0:
-                        word |= np.uint64(1) << np.uint64(c - start)
-                    c += 1
                 words[p, w] = word
 
 
 @njit(parallel=True, cache=True)
-def _list_channels(words, begins, channels):  # type: ignore[no-untyped-def]
-    # begins: [P W + 1], W words to a pixel; channels: those set in each word, written in order
+def _list_events(words, begins, width, row, events):  # type: ignore[no-untyped-def]
+    # begins: [P W + 1], W words to a pixel; events: x * row + c for each channel c that fired in a
+    # pixel of column x, written pixel by pixel
     pixels, wide = words.shape
     for chunk in prange(CHUNKS):
         for p in range(chunk * pixels // CHUNKS, (chunk + 1) * pixels // CHUNKS):
             for w in range(wide):
                 word = words[p, w]
                 n = begins[p * wide + w]
+                origin = p % width * row + WORD * w
                 while word != 0:
-                    channels[n] = WORD * w + lowest_bit(word)
+                    events[n] = origin + lowest_bit(word)
                     n += 1
                     word &= word - np.uint64(1)
 
 
 @njit()
-def _list_window(p, grid, begins, channels, row, events, ends):  # type: ignore[no-untyped-def]
-    # Appends to the events, which begin at ends[0], where the rows of weights lie that pixel p
-    # adds; ends: [1 + k k W] gets where those of each word end. row: (of a tap, of a channel).
+def _list_window(p, grid, begins, events, row, near, n):  # type: ignore[no-untyped-def]
+    # Writes to near, from n on, which rows of weights pixel p adds, and returns where they end.
+    # Pixels side by side have their events side by side: a line of taps is copied in one go.
+    height, width, side, wide = grid
+    half = side // 2
+    y, x = p // width % height, p % width
+    left, right = max(x - half, 0) - x, min(x + half, width - 1) - x
+    for dy in range(-half, half + 1):
+        if 0 <= y + dy < height:
+            line = p + dy * width
+            begin = peek(begins, (line + left) * wide)
+            end = peek(begins, (line + right + 1) * wide)
+            tap = splat_i32(((dy + half) * side + half - x) * row)
+            # Sixteen at once: what is too much is overwritten by the next.
+            for e in range(begin, end, COPIED):
+                store(near, n + e - begin, load_i32(events, e) + tap)
+            n += end - begin
+    return n
+
+
+@njit()
+def _cut_window(p, grid, begins, ends):  # type: ignore[no-untyped-def]
+    # ends: [1 + k k W] gets where what _list_window wrote from ends[0] on ends for each word
     height, width, side, wide = grid
     half = side // 2
     y, x = p // width % height, p % width
     n = ends[0]
-    part = 0
+    part = 1
     for dy in range(-half, half + 1):
         for dx in range(-half, half + 1):
             inside = 0 <= y + dy < height and 0 <= x + dx < width
-            first = splat_i32(((dy + half) * side + dx + half) * row)
-            word = (p + dy * width + dx) * wide
-            for _ in range(wide):
+            first = (p + dy * width + dx) * wide
+            for word in range(first, first + wide):
                 if inside:
-                    begin, end = peek(begins, word), peek(begins, word + 1)
-                    # Sixteen at once: what is too much is overwritten by the next.
-                    for e in range(begin, end, COPIED):
-                        store(events, n + e - begin, load_i32(channels, e) + first)
-                    n += end - begin
-                part += 1
-                word += 1
+                    n += peek(begins, word + 1) - peek(begins, word)
                 ends[part] = n
+                part += 1
 
 
 @njit(parallel=True, cache=True)
-def _convolve(begins, channels, rows, bias, grid, room, out):  # type: ignore[no-untyped-def]
+def _convolve(begins, events, rows, bias, grid, out):  # type: ignore[no-untyped-def]
     # rows: [D / L, k k C, L] weights; bias: [D / L, L]; grid: (H, W, k, words of a pixel)
-    # room: [CHUNKS, PIXELS, L]; out: [P, D], written
+    # out: [P, D], written
     pixels, outputs = out.shape
     panels, window, lanes = rows.shape
+    side, wide = grid[2:]
     blocks = (pixels + PIXELS - 1) // PIXELS
-    taps = grid[2] * grid[2]
-    parts = taps * grid[3]
     for chunk in prange(CHUNKS):
-        events = np.empty(PIXELS * window + COPIED, np.int32)
-        ends = np.zeros((PIXELS, parts + 1), np.int64)
-        sums = room[chunk]
+        near = np.empty(PIXELS * window + COPIED, np.int32)
+        ends = np.zeros((PIXELS, side * side * wide + 1), np.int64)
         for block in range(chunk * blocks // CHUNKS, (chunk + 1) * blocks // CHUNKS):
             first = block * PIXELS
             count = min(PIXELS, pixels - first)
+            # Where spikes abound in a large window, the weights of few channels at a time stay in
+            # the first-level cache; elsewhere, moving the sums would cost more. The order stays.
+            own = begins[(first + count) * wide] - begins[first * wide]
+            abound = window > HELD and own >= MANY * count * wide
+            parts = side * side * wide if abound else 1
+            n = 0
             for i in range(count):
-                ends[i, 0] = 0 if i == 0 else ends[i - 1, parts]
-                _list_window(first + i, grid, begins, channels, window // taps, events, ends[i])
-            # Where spikes abound, the weights of few channels at a time stay in the first-level
-            # cache; where they are rare, moving the sums would cost more. The order stays.
-            abound = ends[count - 1, parts] >= MANY * count * parts
-            stride = 1 if abound else parts
+                ends[i, 0] = n
+                n = _list_window(first + i, grid, begins, events, window // side // side, near, n)
+                ends[i, 1] = n
+                if parts > 1:
+                    _cut_window(first + i, grid, begins, ends[i])
             for panel in range(panels):
                 origin = panel * window * lanes
                 start = panel * lanes
-                for i in range(count):
-                    store(sums, i * lanes, load_real(bias, start))
-                for part in range(0, parts, stride):
-                    for i in range(count):
-                        total = load_real(sums, i * lanes)
-                        for e in range(ends[i, part], ends[i, part + stride]):
-                            total = total + load_real(rows, origin + peek(events, e) * lanes)
-                        store(sums, i * lanes, total)
                 size = min(lanes, outputs - start)
-                for i in range(count):
-                    for j in range(size):
-                        out[first + i, start + j] = sums[i, j]
+                for part in range(parts):
+                    for i in range(count):
+                        place = (first + i) * outputs + start
+                        if part == 0:
+                            total = load_real(bias, start)
+                        elif size == lanes:
+                            total = load_real(out, place)
+                        else:
+                            total = load_first(out, place, size)
+                        for e in range(ends[i, part], ends[i, part + 1]):
+                            total = total + load_real(rows, origin + peek(near, e) * lanes)
+                        if size == lanes:
+                            store(out, place, total)
+                        else:
+                            store_first(out, place, total, size)
 
 
 # For the gradient of weights, pixels are taken in blocks of whole images, or of an image's rows
@@ -186,7 +213,7 @@ def _count_events(words, grid, shape, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def _list_events(words, grid, shape, half, nexts, events):  # type: ignore[no-untyped-def]
+def _list_blocks(words, grid, shape, half, nexts, events):  # type: ignore[no-untyped-def]
     # nexts: [blocks, C] where a channel's events begin, moved to where they end
     # events: places in the block's buffer, written
     batch, height, width = shape
@@ -224,18 +251,17 @@ def _bring_near(d, panel, extent, grid, shape, half, near, sums):  # type: ignor
                 near[first : first + width] = 0
                 continue
             p = (b * height + y) * width
-            if size == lanes:
-                for x in range(width):
-                    source = (p + x) * outputs + start
+            for x in range(width):
+                source = (p + x) * outputs + start
+                if size == lanes:
                     store(near, (first + x) * lanes, load_real(d, source))
-            else:
-                for x in range(width):
-                    for j in range(size):
-                        near[first + x, j] = d[p + x, start + j]
+                else:
+                    store(near, (first + x) * lanes, load_first(d, source, size))
             if row <= y < last_row:
+                total = load_real(sums, 0)
                 for x in range(width):
-                    for j in range(lanes):
-                        sums[j] += near[first + x, j]
+                    total = total + load_real(near, (first + x) * lanes)
+                store(sums, 0, total)
 
 
 @njit(parallel=True, cache=True)
@@ -266,6 +292,54 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                     for e in range(begin, end):
                         total = total + load_real(near, peek(events, e) * lanes - shift)
                     store(partial, row, total)
+
+
+@njit(parallel=True, cache=True)
+def _pool(s, out, winners):  # type: ignore[no-untyped-def]
+    # s: [B, H, W, C]; out, winners: [B, H2, W2, C], written: the spike of a 3x3 window, and which
+    # of its nine places the gradient goes to
+    batch, height, width, channels = s.shape
+    _, high, wide, _ = out.shape
+    zero, one = s.dtype.type(0), s.dtype.type(1)
+    for line in prange(batch * high):
+        b, y = line // high, line % high
+        winner = np.empty(channels, s.dtype)  # a number of the spikes' own size: loops vectorise
+        for x in range(wide):
+            # In silence the window's first pixel wins, as in PyTorch; the border has none.
+            silent = s.dtype.type((3 if y == 0 else 0) + (1 if x == 0 else 0))
+            fired = out[b, y, x]
+            won = winners[b, y, x]
+            winner[:] = silent
+            fired[:] = zero
+            for place in range(8, -1, -1):
+                v, w = 2 * y + place // 3 - 1, 2 * x + place % 3 - 1
+                if 0 <= v < height and 0 <= w < width:
+                    near = s[b, v, w]
+                    this = s.dtype.type(place)
+                    for c in range(channels):
+                        winner[c] = this if near[c] > zero else winner[c]
+                        fired[c] = one if near[c] > zero else fired[c]
+            for c in range(channels):
+                won[c] = np.uint8(winner[c])
+
+
+@njit(parallel=True, cache=True)
+def _pool_backward(d, winners, ds):  # type: ignore[no-untyped-def]
+    # d, winners: [B, H2, W2, C]; ds: [B, H, W, C], written; a pixel lies in up to four windows
+    batch, height, width, channels = ds.shape
+    _, high, wide, _ = d.shape
+    zero = d.dtype.type(0)
+    for line in prange(batch * height):
+        b, y = line // height, line % height
+        for x in range(width):
+            sent = ds[b, y, x]
+            sent[:] = zero
+            for v in range(y // 2, min((y + 1) // 2, high - 1) + 1):
+                for w in range(x // 2, min((x + 1) // 2, wide - 1) + 1):
+                    place = np.uint8((y - 2 * v + 1) * 3 + x - 2 * w + 1)
+                    given, won = d[b, v, w], winners[b, v, w]
+                    for c in range(channels):
+                        sent[c] += given[c] if won[c] == place else zero
 
 
 # ------------------------------------------------------------------ fronts
@@ -302,13 +376,13 @@ def _panels(weight: Tensor) -> Array:
     return panels
 
 
-def _listed(words: Array) -> tuple[Array, Array]:
-    """Return the channels that fired, word after word, and where each word's begin."""
+def _listed(words: Array, width: int, channels: int) -> tuple[Array, Array]:
+    """Return where each word's events begin, and the events, as `_list_events` writes them."""
     begins = np.zeros(words.size + 1, np.int64)
     np.cumsum(np.bitwise_count(words).reshape(-1), out=begins[1:])
-    channels = np.empty(begins[-1] + COPIED, np.int32)  # the last is read in a vector
-    _list_channels(words, begins, channels)
-    return begins, channels
+    events = np.empty(begins[-1] + COPIED, np.int32)  # the last is read in a vector
+    _list_events(words, begins, width, channels, events)
+    return begins, events
 
 
 def _grid(shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -331,7 +405,7 @@ def _gradient_of_weights(
     ends = counts.cumsum().reshape(counts.shape)
     begins = ends - counts
     events = np.empty(counts.sum(), np.int32)
-    _list_events(words, grid, shape, side // 2, begins.copy(), events)
+    _list_blocks(words, grid, shape, side // 2, begins.copy(), events)
     lanes = _lanes(d.dtype)
     panels = -(-outputs // lanes)
     pieces = min(blocks, -(-PIECES // panels))
@@ -359,8 +433,7 @@ class _SpikeConv2d(torch.autograd.Function):
         biases = _panels(weight.new_zeros(outputs) if bias is None else bias)[:, 0]
         current = np.empty((len(spikes), outputs), spikes.dtype)
         grid = height, width, side, words.shape[1]
-        room = zeros((CHUNKS, PIXELS, rows.shape[2]), rows.dtype)
-        _convolve(*_listed(words), rows, biases, grid, room, current)
+        _convolve(*_listed(words, width, channels), rows, biases, grid, current)
         ctx.save_for_backward(torch.from_numpy(words.view(np.int64)), weight)
         ctx.shape = batch, height, width
         return _image(current, ctx.shape)
@@ -381,18 +454,42 @@ class _SpikeConv2d(torch.autograd.Function):
 
 
 def _gradient_of_spikes(d: Tensor, weight: Tensor) -> Tensor:
-    """Return what PyTorch's dense convolution sends back to its input."""
-    batch, _, height, width = d.shape
-    _, channels, side, _ = weight.shape
-    unread = d.new_empty(1).expand(batch, channels, height, width)
-    ds: Tensor = torch.ops.aten.convolution_backward(
-        d, unread, weight, None, [1, 1], [side // 2] * 2, [1, 1], False, [0, 0], 1,
-        [True, False, False],
-    )[0]  # fmt: skip
-    return ds
+    """Return PyTorch's dense convolution with the kernel turned around, laid out as `d`."""
+    turned = weight.flip(2, 3).transpose(0, 1)
+    return F.conv2d(d, turned, padding=weight.shape[2] // 2)
 
 
 def spike_conv2d(s: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve spikes, size kept: see `reference.spike_conv2d`. Currents lie channels-last."""
     current: Tensor = _SpikeConv2d.apply(s, weight, bias)
     return current
+
+
+class _SpikePool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: Tensor) -> Tensor:
+        use_torch_threads()
+        batch, channels, height, width = s.shape
+        pooled = torch.empty(batch, (height + 1) // 2, (width + 1) // 2, channels, dtype=s.dtype)
+        winners = torch.empty(pooled.shape, dtype=torch.uint8)
+        pixels = s.detach().movedim(1, -1).contiguous()
+        _pool(pixels.numpy(), pooled.numpy(), winners.numpy())
+        ctx.save_for_backward(winners)
+        ctx.size = height, width
+        return pooled.movedim(-1, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        use_torch_threads()
+        (winners,) = ctx.saved_tensors
+        d = grads[0].movedim(1, -1).contiguous()
+        ds = d.new_empty(len(d), *ctx.size, d.shape[-1])
+        _pool_backward(d.numpy(), winners.numpy(), ds.numpy())
+        return ds.movedim(-1, 1)
+
+
+def spike_pool(s: Tensor) -> Tensor:
+    """Halve an image of spikes: see `reference.spike_pool`; kept is each window's winner."""
+    pooled: Tensor = _SpikePool.apply(s)
+    return pooled

@@ -49,6 +49,9 @@ GAIN_USUAL = 7 << 7
 """Largest gain of a layer whose weights are not extraordinary."""
 INT16_EXTRA = 6
 """Binary places that int16 weights may have beyond the stream's."""
+RIDGE = 0.01
+"""How much less than a layer's weights its batch norm is trusted where it says little of a rate."""
+TINY = 1e-30
 LEAK_DIGITS = 12
 GATE_DIGITS = 30
 """A gate counts in 64 bits; and one agreement must reach its threshold exactly where it does in the
@@ -358,6 +361,7 @@ def _fires(name: str, source: str, layer: ConvNormLIF, weights: str) -> FireStep
         up = 12
         least = np.maximum(np.abs(folded.bias), threshold) * 2.0 ** (up - 28)
         weight, scale = _int8(folded.weight, least)
+        folded = _made_good(folded, layer, weight * scale)
     unit = scale / 2.0**up
     bias = _int32(name, folded.bias / unit)
     theta = np.rint(threshold / unit)
@@ -389,6 +393,7 @@ def _streams(
         weight, gain, down = _int16_with_gain(folded)
     else:
         weight, gain, down = _int8_with_gain(name, folded)
+        folded = _made_good(folded, layer, weight * (gain * 2.0 ** -(FRACTION + down)))
     bias = _int32(name, folded.bias * 2.0 ** (FRACTION + down))
     half = 1 << down >> 1
     if (_worst(weight) * gain + np.abs(bias)).max() >= INT32_SAFE:
@@ -501,6 +506,37 @@ def _int16_with_gain(folded: _Folded) -> tuple[Integers, Integers, int]:
     places = np.minimum(places, FRACTION + down - 2)
     gain = 1 << (FRACTION + down - places).astype(np.int64)
     return np.rint(folded.weight * 2.0**places).astype(np.int16), gain, down
+
+
+def _made_good(folded: _Folded, layer: ConvNorm, rounded: Reals) -> _Folded:
+    """Return a layer whose bias makes up for what its rounded weights add to the mean current."""
+    shift = _rates(layer) @ (rounded - folded.weight).sum(axis=(0, 1))
+    return _Folded(folded.weight, folded.bias - shift)
+
+
+def _rates(layer: ConvNorm) -> Reals:
+    """Return how often each input fires, as far as the batch norm remembers it: [C] in [0, 1].
+
+    The mean current of every output is the sum of its weights times their inputs' rates: as many
+    equations as outputs. What they leave open lies near the rate that all inputs have in common.
+    """
+    conv = layer.conv
+    assert layer.norm.running_mean is not None
+    weight = _real(conv.weight).sum(axis=(2, 3))
+    mean = _real(layer.norm.running_mean) - (0.0 if conv.bias is None else _real(conv.bias))
+    together = weight.sum(axis=1)
+    common = together @ mean / max(together @ together, TINY)
+    unexplained = mean - common * together
+    # Of the two ways to write the solution, that with the smaller matrix.
+    outputs, inputs = weight.shape
+    gram = weight @ weight.T if outputs < inputs else weight.T @ weight
+    gram[np.diag_indices_from(gram)] += max(RIDGE * np.trace(gram) / len(gram), TINY)
+    if outputs < inputs:
+        own = weight.T @ np.linalg.solve(gram, unexplained)
+    else:
+        own = np.linalg.solve(gram, weight.T @ unexplained)
+    rates: Reals = np.clip(common + own, 0, 1)
+    return rates
 
 
 def _int8(weight: Reals, least: Reals) -> tuple[Integers, Reals]:

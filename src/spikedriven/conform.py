@@ -81,8 +81,9 @@ def conform(
     Args:
         model: A module with `forward(x)`, which gives logits [B, K], and `forward_steps(x)`, which
             gives them after every step, [T, B, K]. A copy in double precision is asked.
-        x: Frames [B, T, C, H, W] on which it fires, at least two samples that differ, each frame
-            another. (byte / 255 - mean) / std, if the additions are to be compared.
+        x: Frames [B, T, C, H, W] on which it fires, at least two samples that differ to the last
+            frame, each frame another. (byte / 255 - mean) / std, if the additions are to be
+            compared.
         expected: The released code's logits for `x` in double precision, where they are known.
         mean: As in `sd.compile`; by default 0.
         std: As in `sd.compile`; by default 1.
@@ -91,22 +92,30 @@ def conform(
         A verdict on each of `RULES`.
 
     Raises:
-        ShapeError: `x` is no sequence, or has fewer than two samples.
+        ShapeError: `x` is no sequence, or has fewer than two samples, or all end alike.
     """
     if x.ndim != 5 or len(x) < 2:
         raise ShapeError(
             f"the input is {tuple(x.shape)}; it must be at least two sequences [B, T, C, H, W]: "
             "stack some frames"
         )
+    if (x[:, -1] == x[:1, -1]).all():
+        raise ShapeError(
+            f"the {len(x)} sequences end alike; two at least must differ in the last frame, or no "
+            "rule would notice that they meet: stack others"
+        )
     channels = x.shape[2]
-    subject = _Subject(
-        model=copy.deepcopy(model).double().eval(),
-        x=x.double(),
-        expected=expected,
-        mean=(0.0,) * channels if mean is None else mean,
-        std=(1.0,) * channels if std is None else std,
-    )
-    return Conformance(verdicts=tuple(_verdict(rule, ask, subject) for rule, ask in RULES.items()))
+    # A caller's modes are no reason to break a rule: one of them asks for gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        subject = _Subject(
+            model=copy.deepcopy(model).double().eval(),
+            x=x.double().clone(),
+            expected=expected,
+            mean=(0.0,) * channels if mean is None else mean,
+            std=(1.0,) * channels if std is None else std,
+        )
+        verdicts = tuple(_verdict(rule, ask, subject) for rule, ask in RULES.items())
+    return Conformance(verdicts=verdicts)
 
 
 def _verdict(
@@ -172,7 +181,9 @@ def _causality(of: _Subject) -> tuple[bool | None, str]:
 @torch.no_grad()
 def _no_state(of: _Subject) -> tuple[bool, str]:
     first = of.model(of.x)
-    of.model(of.x.flip(0)[:1])
+    # Of another size, and of the same: a state may start anew where they differ.
+    for other in (of.x.flip(0)[:1], of.x.flip(0)):
+        of.model(other)
     held = torch.equal(of.model(of.x), first)
     return held, "logits before and after another input, bit for bit"
 
@@ -187,9 +198,11 @@ def _determinism(of: _Subject) -> tuple[bool, str]:
 
 @torch.no_grad()
 def _stepwise(of: _Subject) -> tuple[bool, str]:
-    steps = of.model.forward_steps(of.x)
-    for t in range(1, len(steps)):
-        held, detail = _equal(of.model.forward_steps(of.x[:, :t])[:t], steps[:t], f"{t} steps")
+    steps, T = of.model.forward_steps(of.x), of.x.shape[1]
+    if len(steps) != T:
+        return False, f"{T} frames have {len(steps)} answers"
+    for t in range(1, T):
+        held, detail = _equal(of.model.forward_steps(of.x[:, :t]), steps[:t], f"{t} steps")
         if not held:
             return False, f"{detail} when the sequence ends there"
     held, detail = _equal(of.model(of.x), steps.mean(0), "logits and the mean of all steps")

@@ -187,6 +187,8 @@ def test_excels_byte_order_mark_is_no_column(capsys, tmp_path):
         (lambda rows: [rows[0], f"{rows[1]},0.2", *rows[2:]], "has 3 fields"),
         (lambda rows: [*rows[:-1], "blocks.1.mlp.expand"], "the rate nothing"),
         (lambda rows: [rows[0], "x" * 131073 + ",0.1"], "cannot be read as CSV"),
+        (lambda rows: [rows[0], f'"{rows[1]}', *rows[2:]], "cannot be read as CSV (unexpected end"),
+        (lambda rows: ["# image_size: 160000000", *rows], "at most 1048576"),
     ],
 )
 def test_a_table_that_is_not_what_it_must_be_is_refused(capsys, tmp_path, change, sentence):
@@ -294,6 +296,12 @@ def test_a_table_of_ones_own_needs_its_model(capsys, tmp_path):
         (["energy", "--rates", "paper_sdt_8_512_224", "--size", "288"], "the two must agree"),
         (["energy", "sdt_tiny", "--rates", "{good}", "--size", "0"], "--size is 0"),
         (["energy", "sdt_tiny", "--rates", "{good}", "--steps", "0"], "--steps is 0"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--size", "160000000"], "at most 1048576"),
+        (["energy", "sdt_tiny", "--rates", "{good}", "--steps", "9" * 30], "at most 1048576"),
+        (["energy", "sdt_tiny", "--rates", "a\0b"], "cannot be read"),
+        (["energy", "sdt_tiny", "--rates", "x" * 300], "cannot be read (File name too long)"),
+        (["audit", "--engine", "--data", "x"], "--data was given beside --engine"),
+        (["audit", "--engine", "--checkpoint", "best"], "--checkpoint was given beside --engine"),
         (["energy", "sdt_tiny", "--rates", "{good}", "--data", "x"], "--data was given beside"),
         (["energy", "sdt_tiny", "--rates", "{good}", "--images", "3"], "--images was given"),
         (["energy", "sdt_tiny", "--rates", "{good}", "--checkpoint", "x"], "--checkpoint was"),

@@ -104,6 +104,20 @@ class KnowsTheLength(sd.SpikeDrivenTransformer):
         return super().forward_steps(x) + x.shape[1]
 
 
+class AnswersOnce(sd.SpikeDrivenTransformer):
+    """However many frames there are, it answers after the first alone."""
+
+    def forward_steps(self, x):
+        return super().forward_steps(x)[:1]
+
+
+class AnswersTooOften(sd.SpikeDrivenTransformer):
+    def forward_steps(self, x):
+        steps = super().forward_steps(x)
+        missing = steps[-1:].expand(self.config.num_steps - len(steps), -1, -1)
+        return torch.cat([steps, missing])
+
+
 class AveragesOtherwise(sd.SpikeDrivenTransformer):
     def forward(self, x):
         return self.forward_steps(x)[-1]
@@ -149,6 +163,8 @@ PLANTED = {
     SeesTheFuture: TIME,
     Remembers: CALLS | TIME,
     ThrowsDice: CALLS | TIME,
+    AnswersOnce: {"step by step equals all at once"},
+    AnswersTooOften: {"step by step equals all at once"},
     KnowsTheLength: {"step by step equals all at once"},
     AveragesOtherwise: {"step by step equals all at once"},
     HasADeadParameter: {"every parameter gets a gradient"},
@@ -202,6 +218,38 @@ def test_one_step_has_no_future():
     result = conform(model, x)
     assert result.ok
     assert result["causality in time"].held is None
+
+
+def test_a_state_that_starts_anew_for_another_size_of_batch_is_a_state():
+    class Accumulates(sd.SpikeDrivenTransformer):
+        last = None
+
+        def forward_steps(self, x):
+            steps = super().forward_steps(x)
+            fits = self.last is not None and self.last.shape == steps.shape
+            self.last, steps = steps, steps + self.last if fits else steps
+            return steps
+
+    torch.manual_seed(0)
+    model, x = living(Accumulates(replace(SMALL, num_steps=1)))
+    assert conform(model, x)["no state between calls"].held is False
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_around_it_the_same_is_asked(mode):
+    model, x = alive()
+    with mode():
+        inside = conform(model, x)
+    assert inside == conform(model, x)
+
+
+def test_sequences_that_end_alike_cannot_show_what_meets():
+    model, x = alive()
+    alike = x.clone()
+    alike[:, -1] = alike[:1, -1]
+    for bad in (x[:1].expand_as(x), alike):
+        with pytest.raises(ShapeError, match=r"end alike; .* differ in the last frame"):
+            conform(model, bad)
 
 
 def test_every_rule_is_asked_and_nothing_is_changed():

@@ -8,6 +8,7 @@ from torch import nn
 
 import spikedriven as sd
 from spikedriven.energy.audit import audit
+from spikedriven.errors import ConfigError
 from spikedriven.nn.neuron import LIF, PLIF
 from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d
 
@@ -205,6 +206,31 @@ class NormOfTheStream(Planted):
         return self.norm(F.max_pool2d(self.second(s), 2))
 
 
+class GatingNorm(nn.BatchNorm2d):
+    def forward(self, u):
+        u = super().forward(u)
+        return u * u.sigmoid()
+
+
+class GatedInsideANorm(Planted):
+    """Of a norm that folds, only the scale and the shift do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = GatingNorm(8)
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x, 4).flatten(0, 1)))
+
+
+class SquaredBehindANorm(UnfoldableNorm):
+    @staticmethod
+    def made(channels):
+        norm = nn.BatchNorm2d(channels)
+        norm.register_forward_hook(lambda _norm, _inputs, u: u * u)
+        return norm
+
+
 class ThinkingLIF(LIF):
     def __init__(self) -> None:
         super().__init__()
@@ -230,6 +256,8 @@ PLANTED = {
     UnfoldableNorm: {("norm", "batch_norm")},
     InstanceNorm: {("norm", "batch_norm")},
     NormOfTheStream: {("", "maximum"), ("norm", "batch_norm")},
+    GatedInsideANorm: {("norm", "sigmoid"), ("norm", "product")},
+    SquaredBehindANorm: {("norm", "product")},
     SynapseInsideANeuron: {("fire.mix", "linear"), ("fire", "softmax")},
     IntegerSpikes: {("second", "convolution")},
     SEWAddition: {("second", "convolution")},
@@ -258,6 +286,7 @@ def test_a_planted_violation_is_found_where_it_is(kind):
     assert {(found.module, found.operation) for found in report.violations} == PLANTED[kind]
 
 
+SPIKES, FIRST = torch.eye(8), torch.zeros(1, 8, dtype=torch.long)
 REAL = {
     "addmm_": lambda u: u.addmm_(u, u),
     "baddbmm_": lambda u: u[None].baddbmm_(u[None], u[None]),
@@ -268,6 +297,11 @@ REAL = {
     "sub, alpha": lambda u: u.sub_(u.clone(), alpha=0.3),
     "addmm, beta": lambda u: torch.addmm(u, (u > 0.5).float(), torch.ones(8, 8), beta=0.3),
     "lerp": lambda u: u.lerp(u + 1, 0.5),
+    "baddbmm, alpha": lambda u: torch.baddbmm(u[None], SPIKES[None], SPIKES[None], alpha=0.3),
+    "scatter, multiply": lambda u: u.scatter(0, FIRST, 0.5, reduce="multiply"),
+    "amax": lambda u: u.amax(0),
+    "max": lambda u: u.max(0).values,
+    "maximum": lambda u: torch.maximum(u[::2], u[1::2]),
     "prod": lambda u: u.prod(0),
     "cumprod": lambda u: u.cumprod(0),
     "cdist": lambda u: torch.cdist(u, u),
@@ -319,7 +353,10 @@ def test_whatever_computes_with_reals_is_named(name):
 
 FREE = {
     "moves": lambda u: torch.cat([u.t().flatten(), u[::2, 1:].reshape(-1).flip(0)]).clone(),
-    "comparisons": lambda u: torch.where(u > 0.5, u, u.clamp(0.1, 0.9)).amax(0).relu(),
+    "comparisons": lambda u: torch.where(u > 0.5, u, u.clamp(0.1, 0.9)).nan_to_num().relu(),
+    "maxima of spikes": lambda u: (u > 0.5).float().amax(0).maximum((u[0] > 0.5).float()),
+    "a look-up": lambda u: F.embedding((u > 0.5).long(), u),
+    "patches": lambda u: F.fold(F.unfold(u[None, None], 2), (8, 8), 2),
     "additions": lambda u: (u + u - u.sum(0)).cumsum(0) - u,
     "logic": lambda u: (u > 0.5) & (u < 0.9) | ~(u > 0.2),
     "a spike's product": lambda u: (u > 0.5).float() * (u > 0.3).float(),
@@ -338,6 +375,30 @@ def test_inference_mode_hides_nothing(kind):
     with torch.inference_mode():
         inside = audited(kind)
     assert inside == outside
+
+
+@pytest.mark.parametrize("kind", [RealQuery, SEWAddition, Clean])
+def test_inference_mode_inside_of_a_model_hides_and_adds_nothing(kind):
+    class Deployed(kind):
+        @torch.inference_mode()
+        def forward(self, x):
+            return super().forward(x)
+
+    assert audited(Deployed).violations == audited(kind).violations
+
+
+def test_a_norm_that_is_written_out_folds_too():
+    class WrittenOut(nn.BatchNorm2d):
+        def forward(self, u):
+            scale = self.weight / (self.running_var + self.eps).sqrt()
+            return (u - self.running_mean[:, None, None]) * scale[:, None, None] / 2
+
+    class Network(GatedInsideANorm):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = WrittenOut(8)
+
+    assert audited(Network).ok
 
 
 def test_what_follows_a_synapse_and_folds_is_free():
@@ -396,6 +457,28 @@ def test_only_the_first_synapse_may_meet_reals():
 
     (found,) = audited(Two).violations
     assert (found.module, found.operation) == ("other.conv", "convolution")
+
+
+def test_a_product_of_two_signals_is_no_first_synapse():
+    class Similarity(nn.Module):
+        def forward(self, x):
+            return x @ x.transpose(-1, -2)
+
+    (found,) = audit(Similarity(), torch.rand(2, 3, 8)).violations
+    assert (found.module, found.operation) == ("", "product")
+
+
+def test_a_weight_made_of_weights_is_no_first_synapse():
+    class LowRank(Planted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.rand(5, 2)), nn.Parameter(torch.rand(2, 8))
+
+        def forward(self, x):
+            weight = self.a @ self.b
+            return F.linear(self.first(x, 4).flatten(1)[:, :8], weight)
+
+    assert audited(LowRank).ok
 
 
 def test_an_encoder_of_spikes_needs_no_exception():
@@ -506,6 +589,29 @@ def test_an_audit_leaves_nothing_behind():
     with pytest.raises(RuntimeError):
         audit(model, torch.rand(1, 2, 4, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:")
+def test_a_scripted_module_is_refused_in_a_sentence_and_nothing_is_left_behind():
+    model = nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 8)))
+    with pytest.raises(ConfigError, match=r"1 is scripted.*as it was before torch\.jit\.script"):
+        audit(model, torch.rand(1, 8))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(("scale", "ok"), [(1, True), (2, False)])
+def test_spikes_in_a_sparse_tensor_are_judged_as_others_are(scale, ok):
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Parameter(torch.rand(8, 5))
+
+        def forward(self, x):
+            s = (self.first(x) > 0).float() * scale
+            return torch.sparse.mm(s.to_sparse(), self.second)
+
+    torch.manual_seed(0)
+    assert audit(Sparse(), torch.rand(4, 8)).ok is ok
 
 
 def test_our_layers_are_looked_into():

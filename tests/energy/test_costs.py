@@ -50,6 +50,13 @@ def test_a_file_is_read_as_it_stands(tmp_path):
     assert load_costs("int8") is TABLES["int8"]
 
 
+def test_an_editors_byte_order_mark_is_no_statement(tmp_path):
+    path = write(tmp_path / "chip.toml", FILE)
+    plain = load_costs(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_costs(path) == plain
+
+
 @pytest.mark.parametrize("field", FILE)
 def test_a_missing_field_is_named(tmp_path, field):
     path = write(tmp_path / "chip.toml", {k: v for k, v in FILE.items() if k != field})

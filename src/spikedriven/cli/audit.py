@@ -18,6 +18,12 @@ def run(options: Namespace) -> int:
             f"--engine stands beside {options.subject}; one audit looks at one of them: "
             "leave one out"
         )
+    for option in ("data", "checkpoint"):
+        if options.engine and getattr(options, option) is not None:
+            raise ConfigError(
+                f"--{option} was given beside --engine; kernels are read without any data: "
+                "leave one of them out"
+            )
     if options.engine:
         return _audit_engine(options)
     if options.subject is None:

@@ -225,6 +225,7 @@ def _of_rates(options: Namespace) -> _Subject:
     from spikedriven.energy.rates import list_rates, load_rates
     from spikedriven.energy.shape import network
     from spikedriven.models.registry import find_variant
+    from spikedriven.models.sdt import MOST
 
     if options.rates is None and options.model is not None:
         find_variant(options.model)  # a name that is none has another cure
@@ -245,8 +246,10 @@ def _of_rates(options: Namespace) -> _Subject:
                 "image is counted: leave one of them out"
             )
     for option, given in (("--size", options.size), ("--steps", options.steps)):
-        if given is not None and given < 1:
-            raise ConfigError(f"{option} is {given}; it must be at least 1: leave it out")
+        if given is not None and not 1 <= given <= MOST:
+            raise ConfigError(
+                f"{option} is {given}; it must be at least 1 and at most {MOST}: leave it out"
+            )
     rates = load_rates(options.rates)
     name = options.model or rates.model
     if name is None:

@@ -35,38 +35,41 @@ _SYNAPSES = {
     "addr": (1, 2),
     "dot": (0, 1),
     "linear": (0, 1),
+    "sparse_addmm": (1, 2),
 }
 _PRODUCTS = {"mul": (0, 1), "div": (0, 1), "addcmul": (1, 2), "prod": (0,), "cumprod": (0,)}
+_AFFINE = {"mul", "div", "addcmul", "add", "sub"}
 _AVERAGES = {
     "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
 }  # fmt: skip
 _MAXIMA = {
     "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "mkldnn_max_pool2d",
-    "mkldnn_max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "mkldnn_max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "amax", "amin", "aminmax",
+    "cummax", "cummin", "max", "maximum", "min", "minimum",
 }  # fmt: skip
 # What moves numbers and computes nothing.
 _MOVES = {
     "alias", "as_strided", "cat", "chunk", "clone", "constant_pad_nd", "contiguous", "copy",
-    "detach", "diagonal", "expand", "flatten", "flip", "gather", "im2col", "index",
+    "detach", "diagonal", "embedding", "expand", "flatten", "flip", "gather", "im2col", "index",
     "index_copy", "index_put", "index_select", "lift", "lift_fresh", "masked_fill",
     "masked_scatter", "masked_select", "movedim", "narrow", "pad", "permute", "pixel_shuffle",
-    "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "repeat", "repeat_interleave",
+    "pixel_unshuffle", "put", "reflection_pad1d", "reflection_pad2d", "repeat", "repeat_interleave",
     "replication_pad1d", "replication_pad2d", "reshape", "reshape_alias", "resize", "roll",
     "scatter", "select", "select_scatter", "slice", "slice_scatter", "split",
-    "split_with_sizes", "squeeze", "stack", "t", "take", "to", "to_copy", "transpose", "tril",
-    "triu", "unbind", "unfold", "unsafe_split", "unsafe_view", "unsqueeze",
+    "split_with_sizes", "squeeze", "stack", "t", "take", "to", "to_copy", "to_dense", "to_sparse",
+    "transpose", "tril", "triu", "unbind", "unfold", "unsafe_split", "unsafe_view", "unsqueeze",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view", "view_as",
     "where",
 }  # fmt: skip
 # Sums with the signs of their terms, comparisons, logic; nothing here multiplies.
-_ADDITIONS = {"add", "sub", "rsub", "sum", "cumsum", "neg", "index_add", "scatter_add"}
+_ADDITIONS = {"add", "col2im", "sub", "rsub", "sum", "cumsum", "neg", "index_add", "scatter_add"}
 _COMPARISONS = {
-    "abs", "all", "allclose", "amax", "amin", "aminmax", "and", "any", "argmax", "argmin",
+    "abs", "all", "allclose", "and", "any", "argmax", "argmin",
     "argsort", "bernoulli", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clamp",
-    "clamp_max", "clamp_min", "count_nonzero", "cummax", "cummin", "eq", "equal", "ge", "gt",
+    "clamp_max", "clamp_min", "count_nonzero", "eq", "equal", "ge", "gt",
     "heaviside", "hardtanh", "invert", "isfinite", "isinf", "isnan", "le", "local_scalar_dense",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "max", "maximum", "min",
-    "minimum", "ne", "nonzero", "or", "relu", "sign", "signbit", "sort", "threshold", "topk",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "nan_to_num",
+    "ne", "nonzero", "or", "relu", "sign", "signbit", "sort", "threshold", "topk",
     "unique2", "xor",
 }  # fmt: skip
 # What makes a tensor, or looks at its form.
@@ -144,6 +147,9 @@ def audit(
 ) -> AuditReport:
     """Check that every synapse and every product of a forward pass sees exact spikes.
 
+    What is computed outside of torch, or by another thread, is not seen: what comes of it is judged
+    where it arrives.
+
     Args:
         model: Any module; it is left in the mode it was in, and run in evaluation mode, twice: a
             buffer that holds a signal of an earlier call is no weight.
@@ -158,7 +164,7 @@ def audit(
         Violations, exceptions, silent synapses, and how many operations were looked at.
 
     Raises:
-        ConfigError: The model is no module, or lies on meta, as the input may not either.
+        ConfigError: The model is no module, a module is scripted, or model or input lies on meta.
         ShapeError: The input is no tensor.
 
     Example:
@@ -261,19 +267,24 @@ class _Watch(TorchDispatchMode):
         self._seen: list[_Seen] = []
         self._checked = 0
         self._synapses = _NONE
-        """Order of the first and of the last operation with weights or two operands."""
+        """Order of the first operation with weights, and of the last with weights or a product."""
         self._fed: dict[str, bool] = {}
         """Module whose weights met something -> whether anything was not 0."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.is_inference_mode_enabled():  # the model's own: see `audit`
+            with self:
+                taken_apart = func.decompose(*args, **(kwargs or {}))
+            if taken_apart is not NotImplemented:
+                return taken_apart
         name = func.overloadpacket.__name__.strip("_")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not self.in_norm:
-            is_pointwise = torch.Tag.pointwise in func.tags
-            if not (self.in_neuron and is_pointwise):
-                self._judge(name, args, kwargs or {}, given)
+        folds = self.in_norm and self._is_affine(name, args, given)
+        of_neuron = self.in_neuron and torch.Tag.pointwise in func.tags
+        if not (folds or of_neuron):
+            self._judge(name, args, kwargs or {}, given)
         signals = [tensor for tensor in given if not self.is_weight(tensor)]
         result = func(*args, **(kwargs or {}))
         if signals:
@@ -305,7 +316,8 @@ class _Watch(TorchDispatchMode):
             reason = "" if allowed is None else allowed.get((seen.module, seen.operation), "")
             if seen.operation == "average" and seen.order > self._synapses[-1]:
                 reason = _LAST
-            if allowed is None and seen.order == self._synapses[0]:
+            is_product = seen.operation == "product"
+            if allowed is None and seen.order == self._synapses[0] and not is_product:
                 reason = _FIRST
             merged.setdefault((seen.module, seen.operation, reason), []).append(seen)
         findings = [
@@ -326,11 +338,16 @@ class _Watch(TorchDispatchMode):
     def _judge(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
     ) -> None:
+        if all(map(self.is_weight, given)):
+            return
+        factor = kwargs.get("alpha", 1)
         if name in _SYNAPSES:
             operands = [args[i] for i in _SYNAPSES[name]]
             has_weights = any(map(self.is_weight, operands))
             if kwargs.get("beta", 1) not in (-1, 0, 1) and not self.is_weight(args[0]):
                 self._note("product", f"a term is multiplied by {kwargs['beta']:.4g}")
+            if factor not in (-1, 0, 1):
+                self._note("product", f"a term is multiplied by {factor:.4g}")
             kind = "convolution" if name == "convolution" else "linear"
             if has_weights and self.doors:
                 if self.doors[-1]:  # what came in was clean; what was made of it may not be
@@ -338,17 +355,17 @@ class _Watch(TorchDispatchMode):
                 return
             self.judge_synapse(kind if has_weights else "product", operands)
             return
-        if all(map(self.is_weight, given)):
-            return
-        factor = kwargs.get("alpha", 1)
         if name in _PRODUCTS:
             self._check_operands("product", [args[i] for i in _PRODUCTS[name]])
         elif factor not in (-1, 0, 1):
             self._note("product", f"a term is multiplied by {factor:.4g}")
         elif name in _AVERAGES:
             self._note("average", "numbers are averaged, and what comes out is no spike")
+        elif kwargs.get("reduce") == "multiply":
+            self._note("product", "numbers are multiplied where they meet")
         elif name in _MAXIMA:
-            if strange := _strange(args[0]):
+            # A maximum with a constant clamps.
+            if not any(map(self.is_weight, given)) and (strange := _strange(args[0])):
                 self._note("maximum", f"it compares {strange}")
         elif name not in _HARMLESS:
             operation = "batch_norm" if "batch_norm" in name else name
@@ -360,11 +377,13 @@ class _Watch(TorchDispatchMode):
     def judge_synapse(self, kind: str, operands: list[Any]) -> bool:
         """Judge what meets weights, or what meets what; return whether all is 0 or 1."""
         first, _ = self._synapses
-        self._synapses = (self._checked if first is None else first, self._checked)
+        if first is None and kind != "product":
+            first = self._checked
+        self._synapses = (first, self._checked)
         if kind != "product":
             fed = self._fed.setdefault(self.path[-1], False)
             signals = [t for t in operands if isinstance(t, Tensor) and not self.is_weight(t)]
-            self._fed[self.path[-1]] = fed or any(bool(t.any()) for t in signals)
+            self._fed[self.path[-1]] = fed or any(bool(t.to_dense().any()) for t in signals)
         is_clean = self._check_operands(kind, operands)
         self._checked += 1
         return is_clean
@@ -376,6 +395,14 @@ class _Watch(TorchDispatchMode):
                 self._note(kind, f"an operand holds {strange}")
                 return False
         return True
+
+    def _is_affine(self, name: str, args: tuple[Any, ...], given: list[Tensor]) -> bool:
+        """Return whether it scales and shifts one signal by weights, as a batch norm does."""
+        if "batch_norm" in name:
+            return True
+        divides_by_signal = name == "div" and not self.is_weight(args[1])
+        signals = sum(not self.is_weight(tensor) for tensor in given)
+        return name in _AFFINE and signals == 1 and not divides_by_signal
 
     def _note(self, operation: str, what: str) -> None:
         self._seen.append(_Seen(self._checked, self.path[-1], operation, what))
@@ -424,9 +451,15 @@ def _entering(
         stops.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         stops.append(module.register_forward_hook(leave, always_call=True))
 
-    for name, module in model.named_modules():
-        listen(name, module)
     try:
+        for name, module in model.named_modules():
+            try:
+                listen(name, module)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"{name or 'the model'} is scripted; each module must be one that can be "
+                    "listened to: audit it as it was before torch.jit.script"
+                ) from error
         yield
     finally:
         for stop in stops:
@@ -438,6 +471,8 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 
 def _place(tensor: Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return id(tensor)  # it has more than one place
     return tensor.untyped_storage().data_ptr()
 
 
@@ -445,6 +480,7 @@ def _strange(operand: Tensor) -> str:
     """Say what is neither 0 nor 1 among some numbers; nothing where all are."""
     if operand.dtype == torch.bool:
         return ""
+    operand = operand.to_dense()
     strange = operand[(operand != 0) & (operand != 1)]
     if not strange.numel():
         return ""

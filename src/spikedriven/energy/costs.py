@@ -118,7 +118,7 @@ def load_costs(name: str | Path) -> Costs:
             "file that ends in .toml: choose one"
         )
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = (error.strerror or "") if isinstance(error, OSError) else str(error)
         raise ConfigError(

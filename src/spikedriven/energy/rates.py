@@ -84,11 +84,10 @@ def load_rates(name: str | Path) -> Rates:
         DataError: The file is missing or no such table, a rate is not in [0, 1], or a line or a
             column is not what it must be.
     """
-    packaged = FOLDER / f"{name}.csv"
-    path = packaged if packaged.is_file() else Path(name)
+    path = FOLDER / f"{name}.csv" if str(name) in list_rates() else Path(name)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = (error.strerror or "") if isinstance(error, OSError) else "not text"
         raise DataError(
             f"the rates {str(name)!r} cannot be read ({reason}); they must be a CSV file or one "
@@ -107,7 +106,7 @@ def load_rates(name: str | Path) -> Rates:
         )
     table = [line for line in lines if line.strip() and not line.startswith("#")]
     try:
-        rows = list(csv.reader(table))
+        rows = list(csv.reader(table, strict=True))
     except csv.Error as error:
         raise DataError(
             f"{path} cannot be read as CSV ({error}); it must have one short field for each "

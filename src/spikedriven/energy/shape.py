@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spikedriven.errors import ShapeError
-from spikedriven.models.sdt import SDTConfig
+from spikedriven.models.sdt import MOST, SDTConfig
 
 PARTS = ("image", "stem", "query, key, value", "attention", "project", "mlp", "head")
 """What a reader wants added up, in the order of the network."""
 IMAGE, STEM, QKV, ATTENTION, PROJECT, MLP, HEAD = PARTS
 
 
+@lru_cache(maxsize=64)
 def windows(side: int, kernel: int, stride: int = 1) -> int:
     """Return how many taps of a centred window lie inside a line, over all its positions.
 
@@ -114,8 +115,13 @@ def network(config: SDTConfig, height: int, width: int) -> Network:
     """Lay out a network for images of height x width pixels.
 
     Raises:
-        ShapeError: The size is no positive multiple of the config's stride.
+        ShapeError: The size is no positive multiple of the config's stride, or beyond `MOST`.
     """
+    if max(height, width) > MOST:
+        raise ShapeError(
+            f"the image is {height} x {width}; both sides must be at most {MOST}: "
+            "choose another size"
+        )
     if min(height, width) < 1 or height % config.stride or width % config.stride:
         raise ShapeError(
             f"the image is {height} x {width}; both sides must be multiples of {config.stride}: "

@@ -31,8 +31,8 @@ class _Subject:
     counted: "Counts | Estimate"
     network: "Network"
     time_steps: int
-    printed_mj: float | None = None
-    """What the paper printed for this model."""
+    printed: str = ""
+    """What the paper printed for this model, and beside images of which size."""
 
 
 def run(options: Namespace) -> int:
@@ -140,9 +140,9 @@ def run(options: Namespace) -> int:
             f"{name}: E1/E2 = {ratio.ratio:.1f} ({ratio.ratio_project:.1f} with the output "
             f"projection); E1 = {ratio.e1_pj:.3g} pJ, E2 = {ratio.e2_pj:.3g} pJ"
         )
-    if subject.printed_mj is not None:
+    if subject.printed:
         say()
-        say(f"the paper printed {subject.printed_mj:.2f} mJ for this model")
+        say(f"the paper printed {subject.printed}")
     return 0
 
 
@@ -271,6 +271,7 @@ def _of_rates(options: Namespace) -> _Subject:
     size = options.size or rates.image_size or variant.image_size
     steps = options.steps or rates.num_steps or variant.config.num_steps
     net = network(variant.config, size, size)
+    energy_mj = variant.published_energy_mj
     return _Subject(
         name=name,
         source=f"firing rates of {rates.source}",
@@ -279,7 +280,11 @@ def _of_rates(options: Namespace) -> _Subject:
         ),
         network=net,
         time_steps=steps,
-        printed_mj=variant.published_energy_mj,
+        printed=(
+            ""
+            if energy_mj is None
+            else f"{energy_mj:.2f} mJ for this model, beside its accuracy at {variant.image_size}"
+        ),
     )
 
 

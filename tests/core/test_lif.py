@@ -141,6 +141,17 @@ def test_plain_neurons_take_any_shape_and_layout():
     assert torch.equal(lif(strided), reference.lif(strided))
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (3, 2, 6, 1, 1), (3, 2, 6, 4, 4)], ids=str)
+def test_spikes_may_be_changed_in_place(shape):
+    current = (torch.randn(shape, dtype=torch.float64) * 2).requires_grad_()
+    found, expected = (
+        torch.autograd.grad(fire(current).mul_(3).square().sum(), current)[0]
+        for fire in (lif, reference.lif)
+    )
+    assert expected.any()
+    assert torch.allclose(found, expected, rtol=1e-12)
+
+
 def test_the_reference_backward_is_its_derivative_by_hand():
     # one neuron, two steps, silent then silent: ds2/di1 = surr(u2) * (1 - decay) * decay
     current = torch.tensor([[0.5], [0.7]], dtype=torch.float64, requires_grad=True)

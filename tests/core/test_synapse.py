@@ -184,6 +184,18 @@ def test_any_layout_is_taken():
     assert torch.equal(cpu.spike_conv2d(turned, weight, None), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 4)], ids=str)
+def test_what_comes_out_may_be_changed_in_place_as_what_torch_gives(size):
+    s, weight, bias = drawn((2, 5, 4, *size, 3), 0.4, torch.float64)
+    for ours, theirs, leaves in (
+        (spike_conv2d(s, weight, bias, 1), F.conv2d(s, weight, bias, padding=1), [s, weight, bias]),
+        (spike_pool(s), F.max_pool2d(s, 3, stride=2, padding=1), [s]),
+    ):
+        found, expected = (results(x.mul_(2).relu_(), leaves) for x in (ours, theirs))
+        for name, tensor in expected.items():
+            assert torch.allclose(found[name], tensor, rtol=1e-12), name
+
+
 def test_only_gradients_that_are_asked_for_are_made(monkeypatch):
     dense, wanted = cpu._gradient_of_spikes, []
     monkeypatch.setattr(cpu, "_gradient_of_spikes", lambda *x: wanted.append(0) or dense(*x))

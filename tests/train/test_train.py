@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -584,6 +585,19 @@ def test_a_hostile_training_state_is_refused_and_not_run(cut):
         (cut / "checkpoints/last.ckpt").write_bytes(with_mark(content))
         with pytest.raises(CheckpointError, match="was not run"):
             resume(cut)
+
+
+def test_however_a_training_state_is_made_up_one_sentence_refuses_it(tmp_path):
+    whole, file = pickled({"state_dict": {"weight": torch.ones(2, 2)}}), tmp_path / "last.ckpt"
+    draw = random.Random(0)
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 8)):
+            content[draw.randrange(len(whole))] = draw.randrange(256)
+        file.write_bytes(with_mark(content))
+        with pytest.raises(CheckpointError) as refusal:
+            WholeFileIO().load_checkpoint(file)
+        assert str(refusal.value).startswith(str(file))
 
 
 def test_a_damaged_training_state_is_refused_where_none_is_left(cut):

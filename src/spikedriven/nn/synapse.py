@@ -9,9 +9,30 @@ from spikedriven.nn.neuron import LIF, SyncedNorm
 
 
 class SpikeConv2d(nn.Conv2d):
-    """A convolution (stride 1) whose input is spikes, remembered as such for the backward pass."""
+    """A convolution whose input is spikes, remembered as such for the backward pass.
+
+    Its stride is 1, and it has neither dilation nor groups.
+
+    Args:
+        in_channels: C.
+        out_channels: D.
+        kernel_size: Side of the square kernel, k.
+        padding: Zeros around the image, in pixels.
+        bias: Whether each output has one.
+    """
 
     backend = "auto"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=bias)
 
     def forward(self, s: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H2 W2"]:
         """Add up the weights of the inputs that fired."""

@@ -6,7 +6,6 @@ beside it. Reading one never runs code from it.
 
 import hashlib
 import io
-import pickle
 import time
 import warnings
 from collections.abc import Callable
@@ -75,7 +74,9 @@ class WholeFileIO(TorchCheckpointIO):
                 state: dict[str, Any] = torch.load(
                     io.BytesIO(content), map_location or "cpu", weights_only=True
                 )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except MemoryError:  # perhaps this machine's fault
+            raise
+        except Exception as error:  # A pickle that was made up fails in any way it likes.
             raise CheckpointError(
                 f"{path} holds more than data, or none, and was not run; it must be the training "
                 "state that this package wrote: start the run anew"

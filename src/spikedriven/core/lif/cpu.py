@@ -238,9 +238,11 @@ def _rows(x: Tensor) -> np.ndarray[Any, Any]:
 def _like(rows: np.ndarray[Any, Any], x: Tensor, num_steps: int) -> Tensor:
     """Return rows [T, J] in the shape of `x`, channels last in memory."""
     if x.ndim <= 3:
-        return torch.from_numpy(rows).view(num_steps, *x.shape[1:])
+        return torch.from_numpy(rows.reshape(num_steps, *x.shape[1:]))
     _, batch, channels, *space = x.shape
-    return torch.from_numpy(rows).view(num_steps, batch, *space, channels).movedim(-1, 2)
+    # Turned around by NumPy: of what to PyTorch is a view, autograd forbids changes in place.
+    lying = rows.reshape(num_steps, batch, *space, channels)
+    return torch.from_numpy(np.moveaxis(lying, -1, 2))
 
 
 def _statistics(x: np.ndarray[Any, Any], norm: Norm, num_steps: int) -> tuple[Tensor, Tensor]:

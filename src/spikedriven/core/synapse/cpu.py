@@ -360,8 +360,9 @@ def _pixels(x: Tensor) -> Array:
 
 
 def _image(rows: Array, shape: tuple[int, int, int]) -> Tensor:
-    """View [B H W, C] as [B, C, H, W], channels last in memory."""
-    return torch.from_numpy(rows).view(*shape, -1).movedim(-1, 1)
+    """Return [B H W, C] as [B, C, H, W], channels last in memory."""
+    # Turned around by NumPy: of what to PyTorch is a view, autograd forbids changes in place.
+    return torch.from_numpy(rows.reshape(*shape, -1).transpose(0, 3, 1, 2))
 
 
 def _panels(weight: Tensor) -> Array:
@@ -470,13 +471,14 @@ class _SpikePool(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor) -> Tensor:
         use_torch_threads()
         batch, channels, height, width = s.shape
-        pooled = torch.empty(batch, (height + 1) // 2, (width + 1) // 2, channels, dtype=s.dtype)
-        winners = torch.empty(pooled.shape, dtype=torch.uint8)
-        pixels = s.detach().movedim(1, -1).contiguous()
-        _pool(pixels.numpy(), pooled.numpy(), winners.numpy())
-        ctx.save_for_backward(winners)
+        pixels = s.detach().movedim(1, -1).contiguous().numpy()
+        halved = batch, (height + 1) // 2, (width + 1) // 2
+        pooled = np.empty((*halved, channels), pixels.dtype)
+        winners = np.empty(pooled.shape, np.uint8)
+        _pool(pixels, pooled, winners)
+        ctx.save_for_backward(torch.from_numpy(winners))
         ctx.size = height, width
-        return pooled.movedim(-1, 1)
+        return _image(pooled, halved)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

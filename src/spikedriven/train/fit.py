@@ -32,7 +32,12 @@ from spikedriven.train.distill import open_teacher
 from spikedriven.train.evaluate import check_image_size, device_for, evaluate_model
 from spikedriven.train.log import line_writer, open_board, quiet_lightning
 from spikedriven.train.module import Training
-from spikedriven.train.processes import check_processes, end_processes, explained_processes
+from spikedriven.train.processes import (
+    check_processes,
+    end_processes,
+    explained_processes,
+    this_place,
+)
 from spikedriven.train.progress import Bar, EpochLine
 from spikedriven.train.rank import this_rank
 from spikedriven.train.run import Run
@@ -303,7 +308,7 @@ def _finish(run: Run, recipe: Recipe, splits: Splits, seconds: float) -> dict[st
         "commit": commit,
         "device": machine,
     }
-    if this_rank() > 0:
+    if this_place().rank > 0:  # Lightning has taken back what it said in the environment
         return metrics
     subject = f"{recipe.model.name} on {splits.info.name}"
     values = [

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spikedriven.core.kernels import njit
 from spikedriven.core.lif.reference import Norm
+from spikedriven.core.memory import empty
 from spikedriven.core.surrogate import Sigmoid
 from spikedriven.core.threads import CHUNKS, use_torch_threads
 
@@ -289,7 +290,7 @@ class _NormLIF(torch.autograd.Function):
             spread = torch.rsqrt(var + norm.eps)
         scale = weight.detach() * spread
         shift = bias.detach() - centre * scale
-        spikes = np.empty((num_steps, raw.shape[1]), raw.dtype)
+        spikes = empty((num_steps, raw.shape[1]), raw.dtype)
         rate = real(decay.item())
         _fire(raw, _tiled(scale), _tiled(shift), rate, real(v_threshold), spikes)
         ctx.save_for_backward(x, centre, spread, scale, shift, decay)
@@ -307,7 +308,7 @@ class _NormLIF(torch.autograd.Function):
         raw, ds = _rows(x), _rows(grads[0])
         real = raw.dtype.type
         channels = len(scale)
-        di = np.empty_like(raw)
+        di = empty(raw.shape, raw.dtype)
         totals = np.empty((CHUNKS, 3, _lanes(channels)), raw.dtype)
         tiles = tuple(map(_tiled, (centre, spread, scale, shift)))
         constants = real(decay.item()), real(v_threshold), real(alpha)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikedriven.core.kernels import njit
-from spikedriven.core.memory import zeros
+from spikedriven.core.memory import empty, zeros
 from spikedriven.core.simd import (
     F32,
     F64,
@@ -432,7 +432,7 @@ class _SpikeConv2d(torch.autograd.Function):
         _pack(spikes, _lanes(spikes.dtype), words)
         rows = _panels(weight.movedim(1, -1))
         biases = _panels(weight.new_zeros(outputs) if bias is None else bias)[:, 0]
-        current = np.empty((len(spikes), outputs), spikes.dtype)
+        current = empty((len(spikes), outputs), spikes.dtype)
         grid = height, width, side, words.shape[1]
         _convolve(*_listed(words, width, channels), rows, biases, grid, current)
         ctx.save_for_backward(torch.from_numpy(words.view(np.int64)), weight)
@@ -473,7 +473,7 @@ class _SpikePool(torch.autograd.Function):
         batch, channels, height, width = s.shape
         pixels = s.detach().movedim(1, -1).contiguous().numpy()
         halved = batch, (height + 1) // 2, (width + 1) // 2
-        pooled = np.empty((*halved, channels), pixels.dtype)
+        pooled = empty((*halved, channels), pixels.dtype)
         winners = np.empty(pooled.shape, np.uint8)
         _pool(pixels, pooled, winners)
         ctx.save_for_backward(torch.from_numpy(winners))
@@ -485,10 +485,11 @@ class _SpikePool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         use_torch_threads()
         (winners,) = ctx.saved_tensors
-        d = grads[0].movedim(1, -1).contiguous()
-        ds = d.new_empty(len(d), *ctx.size, d.shape[-1])
-        _pool_backward(d.numpy(), winners.numpy(), ds.numpy())
-        return ds.movedim(-1, 1)
+        d = grads[0].movedim(1, -1).contiguous().numpy()
+        shape = len(d), *ctx.size
+        ds = empty((*shape, d.shape[-1]), d.dtype)
+        _pool_backward(d, winners.numpy(), ds)
+        return _image(ds, shape)
 
 
 def spike_pool(s: Tensor) -> Tensor:

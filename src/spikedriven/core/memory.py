@@ -43,9 +43,9 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     except IndexError:
         block = np.empty(size + LINE, np.uint8)
     # No array itself, so that every view of the result, and every tensor, holds on to it.
-    owner = (ctypes.c_uint8 * size).from_buffer(block, -block.ctypes.data % LINE)
+    owner = (ctypes.c_uint8 * size).from_buffer(memoryview(block), -block.ctypes.data % LINE)
     weakref.finalize(owner, _take_back, blocks, block).atexit = False
-    return np.frombuffer(owner, dtype).reshape(shape)
+    return np.frombuffer(memoryview(owner), dtype).reshape(shape)
 
 
 def _take_back(blocks: list[NDArray[np.uint8]], block: NDArray[np.uint8]) -> None:

@@ -43,7 +43,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     except IndexError:
         block = np.empty(size + LINE, np.uint8)
     # No array itself, so that every view of the result, and every tensor, holds on to it.
-    owner = (ctypes.c_uint8 * size).from_buffer(memoryview(block), -block.ctypes.data % LINE)
+    owner = (ctypes.c_uint8 * size).from_buffer(block.data, -block.ctypes.data % LINE)
     weakref.finalize(owner, _take_back, blocks, block).atexit = False
     return np.frombuffer(memoryview(owner), dtype).reshape(shape)
 

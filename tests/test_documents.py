@@ -171,3 +171,16 @@ def test_the_work_of_another_process_counts():
     )  # fmt: skip
     # A tick of the kernel is 10 ms; it may be missed at either end.
     assert turns._seconds_of_others() - before > float(done.stdout) - 0.02
+
+
+@pytest.mark.parametrize("figure", document.FIGURES, ids=name_of)
+def test_every_title_fits_into_its_picture(figure):
+    records = figure.select(gather([document.RESULTS]))
+    if not records:
+        pytest.skip("nothing was measured")
+    drawn = figure.draw(records)
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        for title in (axes.title, axes._left_title):
+            box = title.get_window_extent()
+            assert 0 <= box.x0 <= box.x1 <= drawn.bbox.x1, title.get_text()

@@ -158,7 +158,7 @@ def test_training_is_shown_as_recorded_and_ours_comes_first():
     (axes,) = drawn(training_speed, EVERYTHING)
     assert [bar.get_width() for bar in axes.patches] == [64, 40]
     assert [text.get_text() for text in axes.texts] == ["64/s  1 MiB", "40/s  1/1.75  3 MiB"]
-    assert axes.get_title(loc="left") == STEP
+    assert axes.get_title(loc="left").replace("\n", ", ") == STEP
     told = training_speed.caption(training_speed.select(EVERYTHING))
     assert f"{STEP}: SpikingJelly 2 1.75 times as long, 3.00 times the memory" in told
     # A GPU's figures have the same metrics; ours alone is no comparison.

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import threading
 import weakref
 from typing import Any
 
@@ -16,11 +17,13 @@ SIZES, ALIKE = 32, 8
 
 _FREE: dict[int, list[NDArray[np.uint8]]] = {}
 """Bytes -> blocks that no array lies in any more; the sizes asked for last stand last."""
+_ASKING = threading.Lock()
+"""Held while sizes change places; what dies meanwhile joins its list, which needs no lock."""
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return zeros whose first byte is the first of a cache line."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(size + LINE, np.uint8)
     skip = -room.ctypes.data % LINE
     return room[skip : skip + size].view(dtype).reshape(shape)
@@ -35,13 +38,11 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < LARGE:
         return np.empty(shape, dtype)
-    blocks = _FREE[size] = _FREE.pop(size, [])
-    while len(_FREE) > SIZES:
-        del _FREE[next(iter(_FREE))]
-    try:
-        block = blocks.pop()
-    except IndexError:
-        block = np.empty(size + LINE, np.uint8)
+    with _ASKING:
+        blocks = _FREE[size] = _FREE.pop(size, [])
+        while len(_FREE) > SIZES:
+            del _FREE[next(iter(_FREE))]
+        block = blocks.pop() if blocks else np.empty(size + LINE, np.uint8)
     # No array itself, so that every view of the result, and every tensor, holds on to it.
     owner = (ctypes.c_uint8 * size).from_buffer(block.data, -block.ctypes.data % LINE)
     weakref.finalize(owner, _take_back, blocks, block).atexit = False

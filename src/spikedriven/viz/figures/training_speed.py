@@ -43,7 +43,7 @@ def draw(records: Sequence[Record]) -> Figure:
     """Draw a panel of bars for each setting: images per second, how many times fewer, and MiB."""
     with style():
         groups = settings(records)
-        figure = panels(len(groups), 1, height=0.6)
+        figure = panels(len(groups), 1, height=0.7)
         for number, (setting, group) in enumerate(groups.items(), start=1):
             _bars(figure.add_subplot(len(groups), 1, number), setting, group)
         return figure
@@ -88,4 +88,4 @@ def _bars(axes: Axes, setting: str, group: dict[str, dict[str, float]]) -> None:
     axes.tick_params(left=False, labelsize=8)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    axes.set_title(setting)
+    axes.set_title(setting.replace(", ", "\n", 1))

@@ -1,5 +1,6 @@
 """Several processes: together they are one with a larger batch, and none counts twice."""
 
+import csv
 import json
 import os
 import random
@@ -24,14 +25,16 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from spikedriven import create_model
 from spikedriven.core.lif import Norm
 from spikedriven.core.norm import synced_batch_norm
-from spikedriven.data import EpochSampler, PartSampler, Place
+from spikedriven.data import EpochSampler, PartSampler, Place, open_data
 from spikedriven.errors import BackendError, ConfigError
+from spikedriven.models.weights import load_model
 from spikedriven.train import watch
 from spikedriven.train.checkpoint import WholeFileIO
-from spikedriven.train.evaluate import evaluate
+from spikedriven.train.evaluate import evaluate, evaluate_model
 from spikedriven.train.fit import fit
 from spikedriven.train.processes import check_processes
 from spikedriven.train.recipe import load_recipe
+from spikedriven.train.run import Run
 from spikedriven.train.shard import divide, own_part
 
 TINY = [
@@ -119,7 +122,8 @@ def test_two_processes_are_one_with_twice_the_batch(one, tmp_path, strategy):
 
 
 @pytest.mark.slow
-def test_a_divided_model_takes_every_option(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_take_every_option(tmp_path, strategy):
     options = [
         "optimizer.name=lamb", "optimizer.lr=0.01", "optimizer.ema=0.5", "trainer.recompute=true",
         "trainer.gradient_clip=0.01", "trainer.accumulate=2", "trainer.checkpoint_every=2",
@@ -127,18 +131,39 @@ def test_a_divided_model_takes_every_option(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     done = train("digits", *TINY, *options, "data.batch_size=128", "--run", str(one))
     assert done.returncode == 0, done.stderr
-    words = [*TWO, *options, "trainer.strategy=fsdp", "--run", str(two)]
+    words = [*TWO, *options, f"trainer.strategy={strategy}", "--run", str(two)]
     done = train("digits", *words, MASTER_PORT=str(free_port()))
     assert done.returncode == 0, done.stderr
     assert_the_same_run(one, two)
     assert_the_same_state(one, two)
 
 
-@pytest.mark.slow
-def test_a_divided_run_that_is_killed_continues_to_the_same_bits(tmp_path):
-    """Its norms are not synced: each process has statistics of its own, the file the first's."""
+@pytest.mark.parametrize("ema", ["null", "0.5"])
+def test_all_validate_the_model_that_is_kept_where_norms_are_not_synced(tmp_path, ema):
+    """Each process has statistics of its own; those of the first are written and validated."""
+    run = tmp_path / "run"
     words = [
-        *TWO, "trainer.sync_batch_norm=false", "trainer.strategy=fsdp", "optimizer.ema=0.5",
+        *TWO, "trainer.sync_batch_norm=false", "data.batch_size=8", "model.width=32",
+        "schedule.epochs=3", "schedule.warmup_epochs=0", "optimizer.lr=0.02",  # until it fires
+        f"optimizer.ema={ema}",
+    ]  # fmt: skip
+    done = train("digits", *words, "--run", str(run), MASTER_PORT=str(free_port()))
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    said = [row for row in rows if row["validation_loss"]][-1]
+    recipe = Run.open(run).recipe()
+    model = load_model(run / "checkpoints/last.safetensors").double()
+    found = evaluate_model(model, open_data(recipe.data, None, seed=recipe.seed).validation)
+    assert float(said["validation_accuracy"]) == pytest.approx(found.accuracy, rel=0, abs=1e-6)
+    assert float(said["validation_loss"]) == pytest.approx(found.loss, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_that_are_killed_continue_to_the_same_bits(tmp_path, strategy):
+    """Norms are not synced: each process has statistics of its own, the file the first's."""
+    words = [
+        *TWO, "trainer.sync_batch_norm=false", f"trainer.strategy={strategy}", "optimizer.ema=0.5",
         "trainer.checkpoint_every=1",
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -161,7 +186,7 @@ def test_a_divided_run_that_is_killed_continues_to_the_same_bits(tmp_path):
     for which in ("last", "best"):
         a, b = (load_file(folder / f"checkpoints/{which}.safetensors") for folder in (whole, cut))
         assert a.keys() == b.keys()
-        assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+        assert not [name for name, tensor in a.items() if not torch.equal(tensor, b[name])]
 
 
 def test_every_process_keeps_its_part_of_every_weight():

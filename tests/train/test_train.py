@@ -352,8 +352,12 @@ def test_single_step_epochs_show_one_frame_and_give_no_best_weights(tmp_path):
     assert best.exists()
 
 
-def test_single_step_epochs_resume_to_the_last_bit(tmp_path):
-    settings = ("schedule.epochs=3", "schedule.single_step_epochs=2", "trainer.checkpoint_every=1")
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_single_step_epochs_resume_to_the_last_bit(tmp_path, precision):
+    settings = (
+        "schedule.epochs=3", "schedule.single_step_epochs=2", "trainer.checkpoint_every=1",
+        f"trainer.precision={precision}",
+    )  # fmt: skip
     fit(tiny(*settings), run_dir=tmp_path / "whole")
     fit_and_stop(tiny(*settings), tmp_path / "cut", at_epoch=1, at_batch=3)
     resume(tmp_path / "cut")

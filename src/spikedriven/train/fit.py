@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from spikedriven.data import EpochSampler, Place, Splits, open_data
@@ -36,6 +37,7 @@ from spikedriven.train.processes import (
     check_processes,
     end_processes,
     explained_processes,
+    on_gpu,
     this_place,
 )
 from spikedriven.train.progress import Bar, EpochLine
@@ -45,6 +47,8 @@ from spikedriven.train.shard import ShardedStrategy, check_divisible
 from spikedriven.train.watch import Watch
 
 LOG_EVERY = 10
+ALL_MB = 1 << 16
+"""More megabytes than gradients have."""
 
 # What Lightning and PyTorch raise where a training state is not as they wrote it.
 _NOT_RESTORED = (
@@ -217,6 +221,8 @@ def _train_alone(
     table = table_of(run, state)
     watch, keep = Watch(), KeepWeights(run, table, config.checkpoint_every)
     is_double = config.precision == "64-true"
+    if is_double:
+        training.double()  # Lightning does so after it has read a state, and rounds what it reads
     # A loss that is no number is met before anything is kept; an epoch is announced once it is.
     epoch_line = EpochLine(line_writer(run, None if show_progress else say))
     data = Data(recipe, splits)
@@ -262,10 +268,16 @@ def _train_alone(
         return _finish(run, recipe, splits, keep.seconds)
 
 
-def _strategy(config: TrainerConfig) -> str | ShardedStrategy:
+def _strategy(config: TrainerConfig) -> str | Strategy:
     if config.processes == 1:
         return "auto"
-    return ShardedStrategy(config.processes) if config.strategy == "fsdp" else "ddp"
+    if config.strategy == "fsdp":
+        return ShardedStrategy(config.processes)
+    # Statistics are shared where they are read, which is in validation (`Training`), not in every
+    # step. Gradients lie where they are sent from; on a CPU all go at once, since there the cores
+    # that send are those that compute.
+    bucket: dict[str, Any] = {} if on_gpu(config) else {"bucket_cap_mb": ALL_MB}
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, **bucket)
 
 
 @contextmanager

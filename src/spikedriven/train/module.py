@@ -49,6 +49,8 @@ class Training(lightning.LightningModule):
         # All weights in one call, where none are divided: statistics never are, and cannot mix.
         together = recipe.trainer.strategy != "fsdp"
         self.average = None if decay is None else ModelEmaV3(model, decay=decay, foreach=together)
+        if self.average is not None:
+            self.average.requires_grad_(False)  # or DDP waits for gradients of it
         if recipe.trainer.recompute:
             recompute_blocks(model)
         num_classes = model.config.num_classes
@@ -172,7 +174,7 @@ class Training(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         """See to it that all processes validate the same model."""
-        if self.recipe.trainer.strategy == "fsdp":
+        if self.trainer.world_size > 1:
             share_buffers(self.kept)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:

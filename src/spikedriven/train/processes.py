@@ -5,7 +5,7 @@ which is which (`train/rank.py`) before anything else is known.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
@@ -35,6 +35,15 @@ def this_place() -> Place:
     return Place(dist.get_rank(), dist.get_world_size())
 
 
+def on_gpu(config: TrainerConfig) -> bool:
+    """Return whether a run trains on GPUs, or asks for them."""
+    return config.accelerator == "gpu" or (config.accelerator == "auto" and _gpus() > 0)
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def check_processes(config: TrainerConfig) -> None:
     """Check that the devices which a recipe asks for are there.
 
@@ -43,20 +52,19 @@ def check_processes(config: TrainerConfig) -> None:
         ConfigError: `torchrun` started another number of processes, or was not there to start
             those on several machines; or half precision is asked for without a GPU.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    on_gpu = config.accelerator == "gpu" or (config.accelerator == "auto" and gpus > 0)
-    if on_gpu and gpus < config.devices:
+    gpus, gpu = _gpus(), on_gpu(config)
+    if gpu and gpus < config.devices:
         raise BackendError(
             f"{config.devices} GPUs are asked for and {gpus} are there; each must exist: "
             + ("set trainer.accelerator=cpu" if gpus == 0 else f"set trainer.devices={gpus}")
         )
-    if not on_gpu and config.precision == "16-mixed":
+    if not gpu and config.precision == "16-mixed":
         raise ConfigError(
             "trainer.precision is 16-mixed and the run is on a CPU, which has bfloat16 alone; "
             "float16 must have a GPU: train on one, or set trainer.precision=bf16-mixed"
         )
     cores = os.cpu_count() or 1
-    if not on_gpu and config.devices > cores:
+    if not gpu and config.devices > cores:
         raise BackendError(
             f"{config.devices} processes on the CPU are asked for and it has {cores} cores; each "
             f"must have one: set trainer.devices={cores}"
@@ -80,6 +88,19 @@ def sum_over_processes(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def begin_sum(value: Tensor) -> Callable[[], Tensor]:
+    """Begin the sum over all processes, and return what waits for it; `value` stays as it is."""
+    total = value.clone()
+    sent = dist.all_reduce(total, async_op=True) if dist.is_initialized() else None
+
+    def received() -> Tensor:
+        if sent is not None:
+            sent.wait()
+        return total
+
+    return received
 
 
 def end_processes(trainer: "lightning.Trainer") -> None:

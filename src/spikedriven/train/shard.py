@@ -143,7 +143,7 @@ def whole_model(model: SpikeDrivenTransformer) -> SpikeDrivenTransformer | None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the first one's running statistics, as DDP does before it validates.
+    """Give every process the first one's running statistics, before it validates.
 
     Without `sync_batch_norm` each has its own, and no checkpoint could hold them all.
     """

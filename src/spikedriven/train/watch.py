@@ -1,14 +1,16 @@
 """What stops a run: a loss or a weight that is no number, and whoever asks it to stop."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from spikedriven.errors import SpikeDrivenError
-from spikedriven.train.processes import sum_over_processes
+from spikedriven.train.processes import begin_sum, sum_over_processes
 from spikedriven.train.shard import own_part
 
 CURE = "lower optimizer.lr or set trainer.gradient_clip=1.0"
@@ -41,6 +43,14 @@ class Watch(lightning.Callback):
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._loss: Callable[[], Tensor] | None = None
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
+    ) -> None:
+        """Tell the other processes this one's loss; it is on its way while gradients are made."""
+        del trainer, pl_module
+        self._loss = begin_sum(loss.detach())
 
     def on_train_batch_end(
         self,
@@ -51,9 +61,9 @@ class Watch(lightning.Callback):
         batch_idx: int,
     ) -> None:
         """Look at the loss of every step; of several processes all stop where one must."""
-        del pl_module, batch
-        # The one place where a step waits for its device.
-        loss = float(sum_over_processes(outputs["loss"].detach().clone()))
+        del pl_module, outputs, batch
+        assert self._loss is not None
+        loss = float(self._loss())  # the one place where a step waits for its device
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} in epoch {trainer.current_epoch + 1}, step "

@@ -96,7 +96,7 @@ class _Memory:
         self._arrays: dict[tuple[Any, ...], Array] = {}
         self.listed = ""
         """Whose lists of single pixels the shared buffer holds."""
-        self.totals = np.zeros((0, 2), np.int64)
+        self.totals = np.zeros((2, 0), np.int64)
         """Of each of these lists: its spikes, and the rows that it names."""
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -406,7 +406,7 @@ class _SynapseLayer:
         lists = memory.lists("", sites, inputs)
         if self.taps == 1:
             if memory.listed != self.step.source:
-                memory.totals = memory.get("totals", (sites, 2), np.int64)
+                memory.totals = memory.get("totals", (2, sites), np.int64)
                 events.list_pixels(source.words, inputs, lists, memory.totals)
                 memory.listed = self.step.source
             rows = self._count(net, source, memory.totals)
@@ -414,7 +414,7 @@ class _SynapseLayer:
             tiles, room = self.kernel**2, lists.shape[1]
             yield lists, events.visits(net.images, source.height, source.width, tiles, room), 0
             return
-        totals = memory.get("totals", (sites, 2), np.int64)
+        totals = memory.get("totals", (2, sites), np.int64)
         events.list_pixels(source.words, -1, lists, totals)
         memory.listed = ""
         self._count(net, source, totals)
@@ -425,19 +425,19 @@ class _SynapseLayer:
             events.merge_neighbours(
                 lists, source.height, source.width, inputs, lo, hi, merged, totals
             )
-            rows = int(totals[: hi - lo, 1].sum())
+            rows = int(totals[1, : hi - lo].sum())
             net.layer(self.step.name).rows += rows * self.panels
             yield merged, events.visits(1, 1, hi - lo, 1, merged.shape[1]), lo
 
     def _count(self, net: _Pass, source: _Map, counts: Array) -> int:
         # From the lists of single pixels; returns the rows that they name to all who read them.
         layer = net.layer(self.step.name)
-        spikes, rows = counts.sum(axis=0)
-        sites = len(counts)
+        spikes, rows = counts.sum(axis=1)
+        sites = counts.shape[1]
         layer.spikes += int(spikes)
         if self.kernel == 3:
             seen = _seen(net.images, source.height, source.width)
-            (spikes, rows), sites = seen @ counts, int(seen.sum())
+            (spikes, rows), sites = counts @ seen, int(seen.sum())
         layer.additions += int(spikes) * self.channels
         layer.dense += net.steps * sites * self.inputs * self.channels
         layer.row_bytes = WORD * self.rows.itemsize

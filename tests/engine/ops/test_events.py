@@ -42,17 +42,17 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
     hi = len(words) if hi is None else hi
     inputs = words_for(channels) * WORD
     zero_row = kernel * kernel * inputs
-    lists, totals = dirty_lists(hi - lo, zero_row), np.full((hi - lo + 1, 2), 12345)
+    lists, totals = dirty_lists(hi - lo, zero_row), np.full((2, hi - lo + 1), 12345)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "_list_tasks", BUILDERS[builder])
         if kernel == 1:
             cpu.list_pixels(words, inputs, lists, totals)
         else:
-            near, near_totals = dirty_lists(len(words), inputs), np.zeros((len(words), 2), np.int64)
+            near, near_totals = dirty_lists(len(words), inputs), np.zeros((2, len(words)), np.int64)
             cpu.list_pixels(words, -1, near, near_totals)
             cpu.merge_neighbours(near, height, width, inputs, lo, hi, lists, totals)
             alone = list_events(four_steps(s), 1, row_of(1, channels))
-            assert near_totals[:, 1].tolist() == [sum(map(len, groups)) for groups in alone]
+            assert near_totals[1].tolist() == [sum(map(len, groups)) for groups in alone]
     wanted = list_events(four_steps(s), kernel, row_of(kernel, channels))[lo:hi]
     counts, borders = lists[:, cpu.COUNTS :], lists[:, cpu.BORDERS :]
     rows_of, untouched = lists[:, cpu.HEADER :], lists[-1]
@@ -65,9 +65,9 @@ def assert_lists(s, kernel, builder, lo=0, hi=None):
         for t in range(4):
             at_t = sum(len(rows) for g, rows in enumerate(groups) if GRAY[g] >> t & 1)
             assert counts[i, t] == at_t, (i, t)
-        assert totals[i].tolist() == [counts[i, :4].sum(), borders[i, 15]]
+        assert totals[:, i].tolist() == [counts[i, :4].sum(), borders[i, 15]]
     assert (untouched == 12345).all()
-    assert (totals[-1] == 12345).all()
+    assert (totals[:, -1] == 12345).all()
 
 
 @pytest.mark.parametrize("builder", BUILDERS)

@@ -82,7 +82,7 @@ def lists_of(s, kernel, taps):
     words, (_, images, height, width, channels) = to_words(s), s.shape
     inputs = words_for(channels) * WORD
     near = np.zeros((len(words) + 1, events.room_for(inputs)), np.uint16)
-    totals = np.zeros((len(words), 2), np.int64)
+    totals = np.zeros((2, len(words)), np.int64)
     if taps == 1:
         events.list_pixels(words, inputs, near, totals)
         return near, events.visits(images, height, width, kernel**2, near.shape[1])

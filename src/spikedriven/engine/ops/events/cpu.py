@@ -213,7 +213,7 @@ def list_pixels(words: Words, filler: int, lists: Lists, totals: Array) -> None:
         words: Packed spikes, uint64 [n, 4, P].
         filler: The row that fills a group up: that of zeros. -1 leaves the groups as they are.
         lists: Filled, but for the last.
-        totals: Filled: of each list its spikes and its entries, int64 [n, 2].
+        totals: Filled: of each list its spikes and its entries, int64 [2, n].
     """
     pixels, _, panels = words.shape
     room = lists.shape[1]
@@ -249,6 +249,7 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room, totals):
     else:
         codes = np.empty(room, np.uint16)
         cursor = np.empty(16, np.int64)
+    second = totals.size >> 1  # the row of entries, behind that of spikes
     word = peek(tasks, plan)
     at = peek(tasks, plan + 1)
     i = peek(tasks, plan + 2)
@@ -283,8 +284,8 @@ def _list_task(plan, tasks, words, panels, pixels, filler, lists, room, totals):
             entries = _sort_vector(ids, begins, ends, filler, lists, at)
         else:
             entries = _sort_scalar(ids, codes, m, cursor, filler, lists, at)
-        poke(totals, i << 1, n0 + n1 + n2 + n3)
-        poke(totals, (i << 1) + 1, entries)
+        poke(totals, i, n0 + n1 + n2 + n3)
+        poke(totals, second + i, entries)
         at += room
         i += 1
 
@@ -303,7 +304,7 @@ def merge_neighbours(
         lo: First pixel.
         hi: One past the last.
         lists: Filled for pixels lo ... hi - 1, groups filled up.
-        totals: Filled likewise: of each list its spikes and its entries, int64 [n, 2].
+        totals: Filled likewise: of each list its spikes and its entries, int64 [2, n].
     """
     near_room, room = near.shape[1], lists.shape[1]
     first = np.arange(lo, hi, BLOCK)
@@ -337,6 +338,7 @@ def _merge_task(
     sources = np.empty(9, np.int64)  # of the taps in sight: their lists
     starts = np.empty(9, np.int64)  # where their next group begins
     rows = np.empty(9, np.int64)
+    second = totals.size >> 1
     while pixel < last:
         own = peek(near_starts, pixel << SCHEDULE_ROW)
         begin = peek(starts_of_lists, (pixel - lo) << SCHEDULE_ROW)
@@ -383,8 +385,8 @@ def _merge_task(
             at = _filled_up(lists, at, at - first, peek(tap_rows, 9))  # the row of zeros
             border += 1
             poke(lists, border, at - begin - HEADER)
-        poke(totals, (pixel - lo) << 1, n0 + n1 + n2 + n3)
-        poke(totals, ((pixel - lo) << 1) + 1, at - begin - HEADER)
+        poke(totals, pixel - lo, n0 + n1 + n2 + n3)
+        poke(totals, second + pixel - lo, at - begin - HEADER)
         pixel += 1
         x += 1
         if x == width:

@@ -110,8 +110,31 @@ def _current_32(table, q, outputs, offsets, begin, planes, channels, line, frame
 
 
 @inlined
+def _current_64(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
+    # The same for 64 channels, whose places are looked up once.
+    low0 = high0 = low1 = high1 = splat_i32(0)
+    for plane in range(planes.size):
+        at_plane = begin + peek(planes, plane)
+        total0 = total1 = splat_i16(0)
+        for channel in range(channels):
+            at = at_plane + peek(frames, channel)
+            base = q + peek(sums, channel)
+            for _ in range(3):
+                place = base + peek(offsets, at)
+                total0 = total0 + load_i16(table, place)
+                total1 = total1 + load_i16(table, place + 32)
+                at += line
+                base += outputs << 3
+        low0 = low0 + low0 + low_half(total0)
+        high0 = high0 + high0 + high_half(total0)
+        low1 = low1 + low1 + low_half(total1)
+        high1 = high1 + high1 + high_half(total1)
+    return (low0, high0), (low1, high1)
+
+
+@inlined
 def _current_96(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
-    # The same for 96 channels, whose places are looked up once.
+    # The same for 96.
     low0 = high0 = low1 = high1 = low2 = high2 = splat_i32(0)
     for plane in range(planes.size):
         at_plane = begin + peek(planes, plane)
@@ -251,6 +274,28 @@ def _fire_lines(
                 _keep(v, site + q + 32, v1)
                 _keep(v, site + q + 64, v2)
                 q += 96
+            while q + 64 <= outputs:
+                v0 = _membranes(v, resume, site + q)
+                v1 = _membranes(v, resume, site + q + 32)
+                i0 = i1 = v0
+                t = 0
+                while True:
+                    if t == 0 or moves:
+                        at = begin + peek(moments, t)
+                        i0, i1 = _current_64(
+                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
+                        )
+                    w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
+                    w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
+                    out = word + (q >> 5) + peek(places, t)
+                    poke(halves, out, w0)
+                    poke(halves, out + 1, w1)
+                    t += 1
+                    if t >= steps:
+                        break
+                _keep(v, site + q, v0)
+                _keep(v, site + q + 32, v1)
+                q += 64
             while q < outputs:
                 v0 = i0 = _membranes(v, resume, site + q)
                 t = 0

@@ -1,7 +1,6 @@
 """The GPU's kernels are the definition: interpreted without a GPU, the same tests on one."""
 
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.core.test_lif import CHANNELS, results
+from tests.helpers.poison import poison_fresh_memory
 
 from spikedriven.core import attention, backend, lif, synapse
 from spikedriven.core.attention import reference as plain_attention
@@ -35,14 +35,7 @@ ROUNDING = {torch.bfloat16: 2.0 ** (-8 if DEVICE == "cuda" else -7), torch.float
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_unwritten(monkeypatch):
-    """Fill fresh memory with NaN, so that an element that no kernel writes is seen."""
-    fresh = Tensor.new_empty
-
-    def poisoned(self, *size, **arguments):
-        room = fresh(self, *size, **arguments)
-        return room.fill_(math.nan if room.is_floating_point() else 0xA5)
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+    poison_fresh_memory(monkeypatch)
 
 
 def drawn(*shape: int, dtype=torch.float64) -> Tensor:

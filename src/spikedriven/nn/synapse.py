@@ -4,12 +4,12 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from spikedriven.core.backend import choose
 from spikedriven.core.lif import norm_add_lif
 from spikedriven.core.synapse import spike_conv2d
 from spikedriven.nn.neuron import LIF, SyncedNorm, observed
+from spikedriven.nn.probe import is_watched
 
 
 class SpikeConv2d(nn.Conv2d):
@@ -127,7 +127,7 @@ def _may_be_one(layer: ConvNorm, s: Tensor, reader: LIF) -> bool:
         _is_own(layer, ConvNorm)
         and _is_own(layer.norm, nn.BatchNorm2d)
         and _is_own(reader, LIF)
-        and not (_is_watched(layer) or _is_watched(layer.norm))
+        and not (is_watched(layer) or is_watched(layer.norm))
         and choose(s, len(s), layer.backend) == "triton"
         and choose(s, len(s), reader.backend) == "triton"
     )
@@ -136,17 +136,6 @@ def _may_be_one(layer: ConvNorm, s: Tensor, reader: LIF) -> bool:
 def _is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module computes what `kind` does."""
     return type(module).forward is kind.forward and "forward" not in vars(module)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether calling a module does more than its `forward`."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(map(len, hooks)) or bool(torch_module._has_any_global_hook())
 
 
 def sync_norms(model: nn.Module) -> None:

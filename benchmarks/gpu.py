@@ -9,8 +9,10 @@ First the gate: the tests of the kernels must pass on the device, and each conte
 same logits in float64 from the same weights; one that does not, or is not installed, is named with
 its reason and not timed. A training step is forward, loss, backward and AdamW. Bytes moved are
 those that `gpu_bytes.py` counts; a share of the copy bandwidth is those over time over what a copy
-of a large tensor reaches. SpikingJelly 2 and the released code need different versions of one
-package: `--only` runs some contenders in an environment of their own, and records add up.
+of a large tensor reaches; `of floor` is the time that the fewest bytes of a training step, in half
+precision, would take at that bandwidth over the time that the step took. SpikingJelly 2 and the
+released code need different versions of one package: `--only` runs some contenders in an
+environment of their own, and records add up.
 Records go to benchmarks/results/gpu.jsonl and gpu_bytes.jsonl.
 """
 
@@ -328,12 +330,16 @@ def _counted(
     )  # fmt: skip
 
 
-def compare(options: argparse.Namespace, device: str, begin: float) -> list[Record]:
-    """Measure every contender on every workload and in every type."""
+def compare(
+    options: argparse.Namespace, device: str, begin: float, bandwidth: float
+) -> list[Record]:
+    """Measure every contender on every workload and in every type, beside the floor of bytes."""
     records: list[Record] = []
     loads, least = (TINY, 0.0) if options.tiny else (WORKLOADS, SECONDS)
     names = options.only or [n for n in CONTENDERS if not (options.tiny and n in COMPILED)]
-    print(f"{'workload':22s} {'type':5s} {'contender':33s} training/s  forward/s  peak MiB")
+    print(
+        f"{'workload':22s} {'type':5s} {'contender':33s} training/s  forward/s  peak MiB  of floor"
+    )
     for load, kind, name in planned(loads, names):
         row = f"{load.name:22s} {kind:5s} {name:33s}"
         if time.perf_counter() - begin > 60 * options.minutes:
@@ -345,15 +351,19 @@ def compare(options: argparse.Namespace, device: str, begin: float) -> list[Reco
         except (ImportError, ValueError, RuntimeError) as error:
             print(f"{row} not measured: {str(error).splitlines()[0]}")
             continue
+        bytes_ = totals(load.config, load.size, load.batch, "fewest")["all"]
+        floor = (bytes_.forward + bytes_.backward) / bandwidth  # seconds, for an image
+        rate, count = found["training_images_per_second"]
+        found["share_of_floor"] = rate * floor, count
         peak = found.get("peak_bytes", (float("nan"), 0))[0] / 2**20
         print(
-            f"{row} {found['training_images_per_second'][0]:10.1f} "
-            f"{found['forward_images_per_second'][0]:10.1f} {peak:9.0f}",
+            f"{row} {rate:10.1f} {found['forward_images_per_second'][0]:10.1f} {peak:9.0f} "
+            f"{rate * floor:9.3f}",
             flush=True,
         )
         about = f"{name}; {load.name}, {kind}, batch {load.batch}"
         for metric, (value, count) in found.items():
-            unit = "B" if metric == "peak_bytes" else "1/s"
+            unit = {"peak_bytes": "B", "share_of_floor": "1"}.get(metric, "1/s")
             records.append(
                 measured(metric, value, unit, about, count, contender=name, type=kind,
                          workload=load.name, batch=load.batch, torch=torch.__version__)
@@ -412,9 +422,9 @@ def main() -> None:
         raise SystemExit("there is no GPU; the table needs one: use --tiny or --bytes")
     if device == "cuda":
         gate(device)
-    records = compare(options, device, begin)
     share = copy_bandwidth(device, 2**30 if device == "cuda" else 2**20)
     print(f"copy bandwidth {share / 1e9:.1f} GB/s")
+    records = compare(options, device, begin, share)
     for part, reached in neuron_bandwidth(device, 1 if options.tiny else 64).items():
         print(f"{part}: {reached / share:.2f} of it")
         about = f"{part}, T=4, 64 images of 128 x 56 x 56, bf16"

@@ -8,7 +8,7 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 os.environ.setdefault("TRITON_INTERPRET", "0" if DEVICE == "cuda" else "1")
 
-from compiled import fresh  # noqa: E402 - Triton reads the variable
+from tests.models.compiled import fresh  # noqa: E402 - Triton reads the variable
 
 import spikedriven as sd  # noqa: E402
 from spikedriven.nn.backend import use_backend  # noqa: E402

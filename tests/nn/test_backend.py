@@ -1,12 +1,15 @@
 """One request reaches every layer of a model, and what a network computes does not depend on it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.helpers.lively import lively
 from tests.helpers.poison import poison_fresh_memory
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 import spikedriven as sd
 from spikedriven.core import lif
@@ -16,6 +19,7 @@ from spikedriven.nn.backend import use_backend
 from spikedriven.nn.neuron import LIF
 from spikedriven.nn.synapse import sync_norms
 from spikedriven.train.recompute import recompute_blocks
+from spikedriven.train.shard import divide, own_part
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Float64: sums of up to 10^4 terms in another order, through nine layers.
@@ -181,6 +185,29 @@ def test_blocks_computed_again_are_in_one_both_times(model, x, in_one):
     recompute_blocks(fused)
     assert_the_same(model, fused, x)  # with its probes gone before the way back
     assert len(in_one) >= 4 + 4 + 2  # of the first block the last ends the second walk early
+
+
+def test_a_model_divided_among_processes_is_in_one_too(x, in_one, tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    model = lively(sd.SDTConfig(2, 16, 5, stem_pool="1011", num_heads=2)).double().train()
+    use_backend(model, "triton")
+    parts = copy.deepcopy(model.to(DEVICE))
+    where = {"init_method": f"file://{tmp_path}/met", "rank": 0, "world_size": 1}
+    dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo", **where)
+    try:
+        divide(parts, init_device_mesh(DEVICE, (1,)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .FSDPSpikeDrivenTransformer.")
+            logits = parts.forward_steps(x)  # its head's linear map gives a view, as it always did
+        wanted = model.forward_steps(x)
+        assert torch.allclose(logits, wanted, rtol=BAND)
+        assert len(in_one) == 4 * model.config.depth
+        logits.square().sum().backward()
+        wanted.square().sum().backward()
+        for (name, p), q in zip(model.named_parameters(), parts.parameters(), strict=True):
+            assert torch.allclose(own_part(q.grad), p.grad, rtol=BAND, atol=BAND), name
+    finally:
+        dist.destroy_process_group()
 
 
 def assert_the_same(model: nn.Module, fused: nn.Module, x: Tensor) -> None:

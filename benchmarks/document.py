@@ -358,7 +358,9 @@ def _ways(found: Records, *, with_kind: bool = True) -> list[list[str]]:
 
 def gpu_speed(records: Records) -> str:
     """Return what was measured on a GPU."""
-    metrics = "training_images_per_second", "forward_images_per_second", "peak_bytes"
+    metrics = (
+        "training_images_per_second", "forward_images_per_second", "peak_bytes", "share_of_floor",
+    )  # fmt: skip
     found = [r for r in chosen(records, *metrics) if "type" in r.context]
     rows: dict[str, dict[str, float]] = {}
     for r in found:
@@ -369,10 +371,12 @@ def gpu_speed(records: Records) -> str:
             f"{row[metrics[0]]:.0f}",
             f"{row[metrics[1]]:.0f}",
             f"{row[metrics[2]] / 2**20:.0f}",
+            f"{row[metrics[3]]:.2f}",
         ]
         for subject, row in rows.items()
     ]
-    return table(["contender", "training, images/s", "forward", "peak MiB"], cells, found)
+    heads = ["contender", "training, images/s", "forward", "peak MiB", "of the bytes' floor"]
+    return table(heads, cells, found)
 
 
 def caption_of(figure: object) -> Callable[[Records], str]:

@@ -9,18 +9,22 @@ First the gate: the tests of the kernels must pass on the device, and each conte
 same logits in float64 from the same weights; one that does not, or is not installed, is named with
 its reason and not timed. A training step is forward, loss, backward and AdamW. Bytes moved are
 those that `gpu_bytes.py` counts; a share of the copy bandwidth is those over time over what a copy
-of a large tensor reaches. SpikingJelly 2 and the released code need different versions of one
-package: `--only` runs some contenders in an environment of their own, and records add up.
+of a large tensor reaches; `of floor` is the time that the fewest bytes of a training step, in half
+precision, would take at that bandwidth over the time that the step took. SpikingJelly 2 and the
+released code need different versions of one package: `--only` runs some contenders in an
+environment of their own, and records add up.
 Records go to benchmarks/results/gpu.jsonl and gpu_bytes.jsonl.
 """
 
 import argparse
 import copy
+import itertools
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +32,11 @@ import contenders
 import torch
 import torch.nn.functional as F
 from contenders import forget, logits_of, set_released_backend
-from gpu_bytes import WAYS, WORD, neuron, totals
-from torch import nn
+from gpu_bytes import WAYS, WORD, joined, neuron, totals
+from torch import Tensor, nn
 
 import spikedriven as sd
-from spikedriven.core.lif import Norm, norm_lif
+from spikedriven.core.lif import Norm, norm_add_lif, norm_lif
 from spikedriven.models.registry import find_variant
 from spikedriven.nn.backend import use_backend
 from spikedriven.records import Record, keep_records, measured, this_command, this_commit
@@ -259,7 +263,7 @@ def copy_bandwidth(device: str, size: int) -> float:
 
 
 def neuron_bandwidth(device: str, batch: int) -> dict[str, float]:
-    """Return how many of the bytes that it must move the fused neuron moves a second."""
+    """Return how many of the bytes that they must move the fused neurons move a second."""
     least = SECONDS / 4 if device == "cuda" else 0.0
     T, C, side = 4, 128, 56 if device == "cuda" else 4
     x = torch.randn(T, batch, side, side, C, device=device, dtype=torch.bfloat16)
@@ -269,15 +273,24 @@ def neuron_bandwidth(device: str, batch: int) -> dict[str, float]:
         weight=ones.clone().requires_grad_(), bias=ones.clone().requires_grad_(),
         running_mean=ones * 0, running_var=ones.clone(), training=True,
     )  # fmt: skip
-    ds = torch.randn_like(x)
-    counted = neuron(x.numel(), x.numel(), "ours")
-    forward, _ = seconds(lambda: norm_lif(x, norm, T), device, least)
-    s = norm_lif(x, norm, T)
+    ds, u = torch.randn_like(x), torch.randn_like(x).requires_grad_()
     leaves = [x, norm.weight, norm.bias]
-    backward, _ = seconds(
-        lambda: torch.autograd.grad(s, leaves, ds, retain_graph=True), device, least
-    )
-    return {"forward": counted.forward / forward, "backward": counted.backward / backward}
+    sizes = x.numel(), x.numel()
+    found = {}
+    for name, run, counted, wanted in (
+        ("norm, neuron", lambda: norm_lif(x, norm, T), neuron(*sizes, "ours"), leaves),
+        ("norm, addition, neuron", lambda: norm_add_lif(x, norm, u), joined(sizes[0], "ours"),
+         [*leaves, u]),
+    ):  # fmt: skip
+        forward, _ = seconds(run, device, least)
+        results = run()
+        back = partial(
+            torch.autograd.grad, results, wanted,
+            ds if isinstance(results, Tensor) else (ds, ds), retain_graph=True,
+        )  # fmt: skip
+        found[f"{name}, forward"] = counted.forward / forward
+        found[f"{name}, backward"] = counted.backward / seconds(back, device, least)[0]
+    return found
 
 
 # ------------------------------------------------------------------ the tables
@@ -317,40 +330,58 @@ def _counted(
     )  # fmt: skip
 
 
-def compare(options: argparse.Namespace, device: str, begin: float) -> list[Record]:
-    """Measure every contender on every workload and in every type."""
+def compare(
+    options: argparse.Namespace, device: str, begin: float, bandwidth: float
+) -> list[Record]:
+    """Measure every contender on every workload and in every type, beside the floor of bytes."""
     records: list[Record] = []
     loads, least = (TINY, 0.0) if options.tiny else (WORKLOADS, SECONDS)
     names = options.only or [n for n in CONTENDERS if not (options.tiny and n in COMPILED)]
-    print(f"{'workload':22s} {'type':5s} {'contender':33s} training/s  forward/s  peak MiB")
-    for load in loads:
-        for kind in TYPES:
-            for name in names:
-                row = f"{load.name:22s} {kind:5s} {name:33s}"
-                if time.perf_counter() - begin > 60 * options.minutes:
-                    print(f"{row} not measured: no time is left")
-                    continue
-                try:
-                    model = prepared(name, load, options, device)
-                    found = measure(model, load, kind, device, least)
-                except (ImportError, ValueError, torch.OutOfMemoryError) as error:
-                    print(f"{row} not measured: {str(error).splitlines()[0]}")
-                    continue
-                peak = found.get("peak_bytes", (float("nan"), 0))[0] / 2**20
-                print(
-                    f"{row} {found['training_images_per_second'][0]:10.1f} "
-                    f"{found['forward_images_per_second'][0]:10.1f} {peak:9.0f}",
-                    flush=True,
-                )
-                about = f"{name}; {load.name}, {kind}, batch {load.batch}"
-                for metric, (value, count) in found.items():
-                    unit = "B" if metric == "peak_bytes" else "1/s"
-                    records.append(
-                        measured(metric, value, unit, about, count, contender=name, type=kind,
-                                 workload=load.name, batch=load.batch, torch=torch.__version__)
-                    )  # fmt: skip
-                del model
+    print(
+        f"{'workload':22s} {'type':5s} {'contender':33s} training/s  forward/s  peak MiB  of floor"
+    )
+    for load, kind, name in planned(loads, names):
+        row = f"{load.name:22s} {kind:5s} {name:33s}"
+        if time.perf_counter() - begin > 60 * options.minutes:
+            print(f"{row} not measured: no time is left")
+            continue
+        try:
+            model = prepared(name, load, options, device)
+            found = measure(model, load, kind, device, least)
+        except (ImportError, ValueError, RuntimeError) as error:
+            print(f"{row} not measured: {str(error).splitlines()[0]}")
+            continue
+        bytes_ = totals(load.config, load.size, load.batch, "fewest")["all"]
+        floor = (bytes_.forward + bytes_.backward) / bandwidth  # seconds, for an image
+        rate, count = found["training_images_per_second"]
+        found["share_of_floor"] = rate * floor, count
+        peak = found.get("peak_bytes", (float("nan"), 0))[0] / 2**20
+        print(
+            f"{row} {rate:10.1f} {found['forward_images_per_second'][0]:10.1f} {peak:9.0f} "
+            f"{rate * floor:9.3f}",
+            flush=True,
+        )
+        about = f"{name}; {load.name}, {kind}, batch {load.batch}"
+        for metric, (value, count) in found.items():
+            unit = {"peak_bytes": "B", "share_of_floor": "1"}.get(metric, "1/s")
+            records.append(
+                measured(metric, value, unit, about, count, contender=name, type=kind,
+                         workload=load.name, batch=load.batch, torch=torch.__version__)
+            )  # fmt: skip
+        del model
+        torch.compiler.reset()  # graphs hold memory
     return records
+
+
+def planned(loads: list[Workload], names: list[str]) -> list[tuple[Workload, str, str]]:
+    """Return the rows in the order in which they are measured: where time ends, the last fall out.
+
+    What takes seconds comes first, then what compiles for a minute each, in half precision first.
+    """
+    rows = list(itertools.product(loads, TYPES, names))
+    compiled = [row for row in rows if row[2] in COMPILED]
+    compiled.sort(key=lambda row: list(reversed(TYPES)).index(row[1]))
+    return [row for row in rows if row[2] not in COMPILED] + compiled
 
 
 def projected(records: list[Record]) -> list[Record]:
@@ -391,12 +422,12 @@ def main() -> None:
         raise SystemExit("there is no GPU; the table needs one: use --tiny or --bytes")
     if device == "cuda":
         gate(device)
-    records = compare(options, device, begin)
     share = copy_bandwidth(device, 2**30 if device == "cuda" else 2**20)
     print(f"copy bandwidth {share / 1e9:.1f} GB/s")
+    records = compare(options, device, begin, share)
     for part, reached in neuron_bandwidth(device, 1 if options.tiny else 64).items():
-        print(f"fused neuron {part}: {reached / share:.2f} of it")
-        about = f"norm and neuron {part}, T=4, 64 images of 128 x 56 x 56, bf16"
+        print(f"{part}: {reached / share:.2f} of it")
+        about = f"{part}, T=4, 64 images of 128 x 56 x 56, bf16"
         records.append(measured("share_of_copy_bandwidth", reached / share, "1", about, 1))
     records += projected(records)
     for record in records:

@@ -71,11 +71,39 @@ def neuron(currents: int, spikes: int, way: str) -> Bytes:
 def joined(sites: int, way: str) -> Bytes:
     """Count batch norm, the addition to the stream, and the neurons that the stream feeds."""
     n = sites * WORD
-    if way == "fewest":  # statistics; x, u -> u, s. Sums: ds, du, u, x -> du; then du, x -> dx
+    if way in ("fewest", "ours"):
+        # statistics; x, u -> u, s. Sums: ds, du, u, x -> du; then du, x -> dx
         return Bytes((1 + 4) * n, (5 + 3) * n, 2 * n)
-    if way == "ours":  # the norm and the addition are PyTorch's; the neuron keeps nothing more
-        return Bytes((3 + 3 + 2) * n, (3 + 3 + 5) * n, 2 * n)
     return Bytes((3 + 3 + 3) * n, (3 + 3 + 5) * n, 3 * n)
+
+
+def entrance(sites: int, pools: bool, way: str) -> Bytes:
+    """Count the stem's fourth stage: batch norm, a pool of membranes, and the neurons behind it.
+
+    Args:
+        sites: Currents before the pool.
+        pools: Whether there is one, which halves the image.
+        way: One of `WAYS`.
+    """
+    n = sites * WORD
+    q = n / 4 if pools else n
+    if way == "fewest":  # statistics; x -> u, s. Sums: ds, du, x; then the same -> dx
+        return Bytes(2 * n + 2 * q, 3 * n + 4 * q, n)
+    # ours, too, leaves norm and pool to PyTorch, which keeps the norm's result for the pool's shape
+    indices = sites / 4 * INDEX if pools else 0
+    pool = Bytes(n + q + indices, q + indices + n, n + indices) if pools else Bytes(0, 0, 0)
+    membranes = q if way == "one by one" else 0
+    # backward: neuron, the sum of both gradients of its current, norm
+    return pool + Bytes(3 * n + 2 * q + membranes, (3 + 3) * q + 5 * n, n + q)
+
+
+def departure(sites: int, way: str) -> Bytes:
+    """Count the last batch norm, its addition to the stream, and the mean that the head reads."""
+    n = sites * WORD
+    if way == "fewest":  # statistics; x, u -> mean, whose gradient is small. Sums: x; x -> dx
+        return Bytes((1 + 2) * n, (1 + 2) * n, n)
+    # norm, addition, mean; the mean's gradient is written out for the norm and for the stream
+    return Bytes((3 + 3 + 1) * n, (1 + 1 + 5) * n, n)
 
 
 def pool(spikes: int, way: str) -> Bytes:
@@ -114,10 +142,12 @@ def units(config: SDTConfig, size: int, images: int, way: str) -> Iterator[tuple
         if layer.name in net.neurons:
             yield "norm, neuron", neuron(outputs, T * layer.outputs * here, way)
         elif layer.name == "stem.fourth":
-            yield "norm, neuron", neuron(outputs, outputs, way)
+            yield "norm, pool, neuron", entrance(outputs, layer.name in net.pools, way)
+        elif layer is net.synapses[-2]:
+            yield "norm, addition, mean", departure(outputs, way)
         else:
             yield "norm, addition, neuron", joined(outputs, way)
-        if layer.name in net.pools:
+        if layer.name in net.pools and layer.name != "stem.fourth":
             yield "pool", pool(T * layer.outputs * here, way)
         if layer.name.endswith(".value"):
             yield "attention", attention(T * config.width * net.tokens, way)

@@ -17,6 +17,29 @@ def test_a_norm_and_its_neurons_by_hand():
     assert gpu_bytes.neuron(10, 10, "one by one") == Bytes(120, 160, 40)
 
 
+def test_what_joins_the_stream_by_hand():
+    # 10 sites of two bytes: the current twice, the stream read and written, the spikes written;
+    # backward the gradients of both, both kept, and the stream's gradient written; then two and one
+    assert gpu_bytes.joined(10, "ours") == Bytes(100, 160, 40) == gpu_bytes.joined(10, "fewest")
+    # by PyTorch: norm 60, addition 60, mean 20; back the mean's gradient twice 20, and norm 100
+    assert gpu_bytes.departure(10, "ours") == Bytes(140, 140, 20)
+    # norm 240, pool 80 + 20 + 10 indices of 8 bytes each quarter, neuron 40
+    forward = 240 + (80 + 20 + 80) + 40
+    assert gpu_bytes.entrance(40, True, "ours") == Bytes(
+        forward, 60 + 60 + 180 + 400, 80 + 160 + 20
+    )
+    assert gpu_bytes.entrance(40, True, "fewest") == Bytes(200, 320, 80)
+
+
+def test_every_norm_is_counted_once():
+    config = sd.SDTConfig(3, 64, 10, stem_pool="0011")
+    kinds = [kind for kind, _ in gpu_bytes.units(config, 32, 8, "ours")]
+    assert kinds.count("norm, addition, neuron") == 2 * config.depth
+    assert kinds.count("norm, pool, neuron") == kinds.count("norm, addition, mean") == 1
+    assert kinds.count("norm, neuron") == 3 + 4 * config.depth
+    assert kinds.count("pool") == 1  # the other is the entrance's
+
+
 def test_a_convolution_keeps_a_bit_for_a_spike_and_shares_it():
     # 80 spikes in, 40 currents out, 10 weights of a batch of one
     assert gpu_bytes.convolution(80, 40, 10, 1, "fewest") == Bytes(260, 260 + 80 + 40 + 10, 10)

@@ -140,7 +140,9 @@ class HasASilencedParameter(sd.SpikeDrivenTransformer):
 
 class ScalesItsStream(sd.SpikeDrivenTransformer):
     def forward_steps(self, x):
-        stop = self.blocks[-1].register_forward_hook(lambda _block, _inputs, u: u * 0.75)
+        stop = self.blocks[-1].register_forward_hook(
+            lambda _block, _inputs, us: (us[0] * 0.75, None)
+        )
         try:
             return super().forward_steps(x)
         finally:
@@ -152,7 +154,9 @@ class RunsItsLastBlockTwice(sd.SpikeDrivenTransformer):
 
     def __init__(self, config):
         super().__init__(config)
-        self.blocks[-1].register_forward_hook(lambda block, _inputs, u: block.forward(u))
+        self.blocks[-1].register_forward_hook(
+            lambda block, _inputs, us: block.forward(us[0], block.attention.fire(us[0]), None)
+        )
 
 
 TIME = {"causality in time", "step by step equals all at once"}

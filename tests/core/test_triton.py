@@ -1,7 +1,6 @@
 """The GPU's kernels are the definition: interpreted without a GPU, the same tests on one."""
 
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.core.test_lif import CHANNELS, results
+from tests.helpers.poison import poison_fresh_memory
 
 from spikedriven.core import attention, backend, lif, synapse
 from spikedriven.core.attention import reference as plain_attention
@@ -35,14 +35,7 @@ ROUNDING = {torch.bfloat16: 2.0 ** (-8 if DEVICE == "cuda" else -7), torch.float
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_unwritten(monkeypatch):
-    """Fill fresh memory with NaN, so that an element that no kernel writes is seen."""
-    fresh = Tensor.new_empty
-
-    def poisoned(self, *size, **arguments):
-        room = fresh(self, *size, **arguments)
-        return room.fill_(math.nan if room.is_floating_point() else 0xA5)
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+    poison_fresh_memory(monkeypatch)
 
 
 def drawn(*shape: int, dtype=torch.float64) -> Tensor:
@@ -172,6 +165,14 @@ def test_norm_addition_and_neuron_in_one_are_the_three_in_turn(channels, trainin
     assert_same(found, expected, SUM_BAND[x.dtype])
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 32])
+def test_so_they_are_at_any_number_of_steps_and_odd_sizes(num_steps):
+    x, u = drawn(num_steps, 3, 21, 1, 5), drawn(num_steps, 3, 21, 1, 5)
+    expected, found = (added(m, x, u, True, "us") for m in (reference, fused))
+    assert expected["s"].mean() > 0.05
+    assert_same(found, expected, SUM_BAND[x.dtype])
+
+
 def test_neurons_see_the_stream_as_it_is_kept():
     x, u = (drawn(4, 2, 16, 3, 3, dtype=torch.bfloat16) for _ in range(2))
     norm = norm_of(16, torch.float32)
@@ -263,6 +264,14 @@ def test_attention_and_its_gradients_are_the_definition(channels, side):
         assert torch.allclose(got, wanted, rtol=1e-12)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 32])
+def test_attention_takes_any_number_of_steps(num_steps):
+    q, k, v = (spikes(rate, num_steps, 1, 9, 2, 3) for rate in (0.4, 0.3, 0.3))
+    expected, found = attended(plain_attention, q, k, v), attended(fused_attention, q, k, v)
+    for wanted, got in zip(expected, found, strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-12)
+
+
 def test_half_precision_counts_agreements_exactly():
     ones = torch.ones(1, 1, 2, 17, 18, dtype=torch.bfloat16, device=DEVICE)
     counts = attention.agreement(ones, ones, backend="triton")
@@ -324,7 +333,13 @@ def test_an_empty_batch_is_an_empty_answer():
     norm = norm_of(8, torch.float32)
     assert lif.norm_lif(nothing, norm, 4).shape == (4, 0, 8, 3, 3)
     assert lif.lif(nothing).shape == (4, 0, 8, 3, 3)
+    stream, s = lif.norm_add_lif(nothing, norm, nothing)
+    assert stream.shape == s.shape == (4, 0, 8, 3, 3)
     assert attention.agreement(nothing, nothing).shape == (4, 0, 8)
+    assert attention.mask(nothing, nothing[..., 0, 0]).shape == (4, 0, 8, 3, 3)
+    weight = torch.zeros(2, 8, 3, 3, device=DEVICE)
+    assert synapse.spike_conv2d(nothing[0], weight, None, 1).shape == (0, 2, 3, 3)
+    assert synapse.spike_pool(nothing[0]).shape == (0, 8, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -352,13 +367,16 @@ def test_triton_is_refused_where_it_or_a_gpu_is_missing(monkeypatch):
     assert lif.lif(torch.zeros(2, 1)).tolist() == [[0.0], [0.0]]  # auto needs neither
 
 
-def test_auto_says_once_what_it_takes(caplog):
+@pytest.mark.parametrize(
+    ("dtype", "taken"), [(torch.float16, "reference"), (torch.float32, "cpu")], ids=str
+)
+def test_auto_says_once_what_it_takes(caplog, dtype, taken):
     backend._say.cache_clear()
-    x = torch.zeros(2, 2, dtype=torch.float16)
+    x = torch.zeros(2, 2, dtype=dtype)
     with caplog.at_level(logging.INFO, "spikedriven"):
         lif.lif(x)
         lif.lif(x)
-    assert caplog.messages == ["backend auto on cpu takes reference"]
+    assert caplog.messages == [f"backend auto on cpu takes {taken}"]
 
 
 def test_synapses_take_what_they_are_told():

@@ -168,7 +168,7 @@ def test_what_silence_costs_is_the_size_of_the_tensors(name):
     for b in range(CONFIGS[name].depth):
         for layer in (f"blocks.{b}.attention.project", f"blocks.{b}.mlp.contract"):
             assert counts[layer]["stream_additions"] == outputs[layer].numel()
-    stream = outputs["blocks.0"]
+    stream, _ = outputs["blocks.0"]
     T, B, C, H, W = stream.shape
     assert counts["stem.position"]["stream_additions"] == stream.numel()
     assert counts["head_lif"]["stream_additions"] == T * B * C * (H * W - 1)

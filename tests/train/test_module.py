@@ -231,3 +231,12 @@ def test_recomputed_blocks_give_the_same_bits_and_keep_less():
         assert torch.equal(again.state_dict()[name], tensor), name
     for (name, one), other in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad), name
+
+
+def test_recomputed_blocks_take_a_layer_that_does_not_learn():
+    model = create_model("sdt_tiny", width=16, num_heads=1).train()
+    recompute_blocks(model)
+    model.blocks[0].attention.query.requires_grad_(False)
+    model.forward_steps(torch.rand(4, 1, 16, 16) * 3).square().mean().backward()
+    assert model.blocks[0].attention.query.conv.weight.grad is None
+    assert model.blocks[0].attention.key.conv.weight.grad is not None

@@ -40,6 +40,7 @@ def doubling(twice: str, first: str, start: str = "a{n}: ") -> bytes:
         ("optimizer.lr=nan", "a finite number"),
         ("optimizer.lr=-Inf", "a finite number"),
         ("optimizer.lr=high", "must be a finite number: "),
+        ("trainer.compile=perhaps", "must be true or false: "),
         ("trainer.recompute=perhaps", "must be true or false: "),
         ("model.width=wide", r"model\.width is 'wide'; it must be a whole number or nothing: "),
         ("model.width=33", r"^model\.width is 33; .* choose a multiple of 8"),
@@ -85,6 +86,23 @@ def doubling(twice: str, first: str, start: str = "a{n}: ") -> bytes:
 def test_a_recipe_refuses_nonsense_and_names_the_cure(setting, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe("digits", [setting])
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (["trainer.devices=2", "trainer.strategy=fsdp"], "trainer.strategy=fsdp"),
+        (["trainer.devices=2", "trainer.sync_batch_norm=true"], "trainer.sync_batch_norm"),
+        (["trainer.recompute=true"], "trainer.recompute"),
+        (["trainer.accumulate=2"], "trainer.accumulate"),
+        (["loss.energy_budget=0.1"], "loss.energy_budget"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_compiled_is_refused_beside_compile(other, named):
+    load_recipe("digits", other)
+    with pytest.raises(ConfigError, match=f"compile is set beside {named}, which .*: leave one"):
+        load_recipe("digits", ["trainer.compile=true", *other])
 
 
 def test_the_epochs_that_train_all_steps_may_be_those_of_the_cooldown():

@@ -32,6 +32,7 @@ def choose(x: Tensor, num_steps: int, backend: str = "auto") -> str:
     """
     if backend == "auto":
         if is_for_cpu_kernels(x):
+            _say("cpu", "cpu", None)
             return "cpu"
         taken = "triton" if x.is_cuda and _obstacle(x, num_steps) is None else "reference"
         if not torch.compiler.is_compiling():

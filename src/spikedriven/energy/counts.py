@@ -334,8 +334,8 @@ class _Counter:
 
     # -------------------------------------------------------------- what is heard
 
-    def _begin(self, _stem: nn.Module, inputs: tuple[Tensor, int]) -> None:
-        x_SBCHW, num_steps = inputs
+    def _begin(self, _stem: nn.Module, inputs: tuple[Tensor, int, nn.Module]) -> None:
+        x_SBCHW, num_steps, _ = inputs
         S, B, _, H, W = x_SBCHW.shape
         if B == 0:
             raise DataError(

@@ -170,8 +170,8 @@ def _record_streams(model: SpikeDrivenTransformer) -> Iterator[dict[str, Tensor]
         listen(block.attention, f"blocks.{b}.attention.project")
         listen(block.mlp, f"blocks.{b}.mlp.contract")
 
-    def after(_module: nn.Module, _inputs: object, u: Tensor) -> None:
-        streams["head_lif"] = u.detach()
+    def after(_module: nn.Module, _inputs: object, u_and_s: tuple[Tensor, None]) -> None:
+        streams["head_lif"] = u_and_s[0].detach()
 
     handles.append(model.blocks[-1].register_forward_hook(after))
     try:

@@ -24,7 +24,7 @@ from spikedriven.core.synapse import spike_pool
 from spikedriven.errors import ConfigError, ShapeError, check_types
 from spikedriven.nn.neuron import NEURONS, SyncedNorm
 from spikedriven.nn.probe import Dilation, Tap
-from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d, pointwise
+from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d, add_and_fire, pointwise
 
 STEM_STAGES = 4
 MOST = 2**20
@@ -122,16 +122,16 @@ class Stem(nn.Module):
         self.position = ConvNorm(_conv3x3(D, D))
 
     def forward(
-        self, x_SBCHW: Float[Tensor, "S B c h w"], num_steps: int
-    ) -> Float[Tensor, "T B C H W"]:
-        """Return the membrane stream that enters the first block."""
+        self, x_SBCHW: Float[Tensor, "S B c h w"], num_steps: int, reader: nn.Module
+    ) -> tuple[Float[Tensor, "T B C H W"], Float[Tensor, "T B C H W"]]:
+        """Return the membrane stream that enters the first block, and its reader's spikes."""
         s = self._pooled(0, self.image(x_SBCHW, num_steps=num_steps))
         s = self._pooled(1, self.second(s))
         s = self._pooled(2, self.third(s))
         u = self.fourth(s)
         if self.pools[3]:  # the only pool of membranes: a real maximum, not an OR
             u = F.max_pool2d(u.flatten(0, 1), 3, stride=2, padding=1).unflatten(0, u.shape[:2])
-        return u + self.position(self.fourth_lif(u))
+        return add_and_fire(u, self.position, self.fourth_lif(u), reader)
 
     def _pooled(self, stage: int, s: Tensor) -> Tensor:
         if not self.pools[stage]:
@@ -140,7 +140,10 @@ class Stem(nn.Module):
 
 
 class Attention(nn.Module):
-    """Spike-driven self-attention: `core.attention`, with its synapses and neurons."""
+    """Spike-driven self-attention: `core.attention`, with its synapses and neurons.
+
+    Its first neurons, `fire`, read the membrane stream as soon as that is written: before it.
+    """
 
     def __init__(self, config: SDTConfig) -> None:
         super().__init__()
@@ -158,13 +161,16 @@ class Attention(nn.Module):
         if config.dvs_dilation:
             self.key_dilation, self.value_dilation = Dilation(), Dilation()
 
-    def forward(self, u: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B C H W"]:
-        """Return the current that attention adds to the stream."""
-        s = self.fire(u)
+    def forward(
+        self, u: Float[Tensor, "T B C H W"], s: Float[Tensor, "T B C H W"], reader: nn.Module
+    ) -> tuple[Float[Tensor, "T B C H W"], Float[Tensor, "T B C H W"]]:
+        """Add to the stream `u`, read by `fire` as `s`; return it, and its next reader's spikes."""
         q, k, v = self.query(s), self.key(s), self.value(s)
         if self.dilation_heads is not None:
-            return self.project(self.masked(self._dilated_attention(q, k, v, self.dilation_heads)))
-        return self.project(self.masked(spike_driven_attention(q, k, v, self.gate, self.backend)))
+            chosen = self._dilated_attention(q, k, v, self.dilation_heads)
+        else:
+            chosen = spike_driven_attention(q, k, v, self.gate, self.backend)
+        return add_and_fire(u, self.project, self.masked(chosen), reader)
 
     def _dilated_attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
         kv = self.key_dilation(k) * self.value_dilation(v)
@@ -173,7 +179,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps of spikes, the same at every token."""
+    """Two linear maps of spikes, the same at every token; `fire` as in `Attention`."""
 
     def __init__(self, config: SDTConfig) -> None:
         super().__init__()
@@ -182,23 +188,30 @@ class MLP(nn.Module):
         self.expand = ConvNormLIF(pointwise(config.width, config.hidden, bias=True), new_lif())
         self.contract = ConvNorm(pointwise(config.hidden, config.width, bias=True))
 
-    def forward(self, u: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B C H W"]:
-        """Return the current that the MLP adds to the stream."""
-        return self.contract(self.expand(self.fire(u)))
+    def forward(
+        self, u: Float[Tensor, "T B C H W"], s: Float[Tensor, "T B C H W"], reader: nn.Module | None
+    ) -> tuple[Float[Tensor, "T B C H W"], Float[Tensor, "T B C H W"] | None]:
+        """Add to the stream `u`, read by `fire` as `s`; return it, and its next reader's spikes."""
+        return add_and_fire(u, self.contract, self.expand(s), reader)
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, both added to the membrane stream; the paper's eq. 9-11."""
+    """Attention, then the MLP, both added to the membrane stream; the paper's eq. 9-11.
+
+    Whoever adds to the stream lets its readers fire at once: so norm, addition and neurons are one.
+    """
 
     def __init__(self, config: SDTConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, u: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B C H W"]:
-        """Return the stream after this block."""
-        u = u + self.attention(u)
-        return u + self.mlp(u)
+    def forward(
+        self, u: Float[Tensor, "T B C H W"], s: Float[Tensor, "T B C H W"], reader: nn.Module | None
+    ) -> tuple[Float[Tensor, "T B C H W"], Float[Tensor, "T B C H W"] | None]:
+        """Return the stream after this block, and the spikes of its reader, if it has one."""
+        u, s = self.attention(u, s, self.mlp.fire)
+        return self.mlp(u, s, reader)
 
 
 class SpikeDrivenTransformer(nn.Module):
@@ -262,9 +275,10 @@ class SpikeDrivenTransformer(nn.Module):
         num_steps = self.config.num_steps if x.ndim == 4 else x.shape[1]
         self._check_statistics(x, num_steps)
         x_SBCHW = _channels_last(x_SBCHW)
-        u_TBCHW = self.stem(x_SBCHW, num_steps)
-        for block in self.blocks:
-            u_TBCHW = block(u_TBCHW)
+        first, *others = (block.get_submodule("attention.fire") for block in self.blocks)
+        u_TBCHW, s_TBCHW = self.stem(x_SBCHW, num_steps, first)
+        for block, reader in zip(self.blocks, [*others, None], strict=True):
+            u_TBCHW, s_TBCHW = block(u_TBCHW, s_TBCHW, reader)
         # With the channels moved back the gradient, too, lies channels-last, all the way down.
         u_TBNC = u_TBCHW.movedim(2, -1).flatten(2, 3)
         s_TBC = self.head_lif(u_TBNC.mean(dim=2))

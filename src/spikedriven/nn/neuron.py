@@ -32,6 +32,7 @@ class LIF(nn.Module):
         i: Float[Tensor, " S *shape"],
         norm: nn.BatchNorm2d | None = None,
         num_steps: int | None = None,
+        fired: Float[Tensor, " T *shape"] | None = None,
     ) -> Float[Tensor, " T *shape"]:
         """Fire on a current, or on a raw current that `norm` normalises in the same pass.
 
@@ -40,10 +41,14 @@ class LIF(nn.Module):
                 that is the same at all `num_steps` steps.
             norm: Batch normalisation to apply first; its running statistics are updated.
             num_steps: T, needed only where S = 1.
+            fired: What these neurons answer to `i`, where the operator that made it found that too
+                (`nn.synapse.add_and_fire`): it is returned, seen by whoever watches this layer.
 
         Returns:
             Spikes, exactly 0 or 1.
         """
+        if fired is not None:
+            return fired
         if norm is None:
             return lif(i, self.decay, self.v_threshold, backend=self.backend)
         if isinstance(norm, SyncedNorm):
@@ -53,7 +58,7 @@ class LIF(nn.Module):
             return lif(currents, self.decay, self.v_threshold, backend=self.backend)
         return norm_lif(
             i,
-            _observed(norm),
+            observed(norm),
             num_steps or len(i),
             self.decay,
             self.v_threshold,
@@ -91,10 +96,10 @@ class SyncedNorm(nn.BatchNorm2d):
         """Normalise `x`."""
         if not self.training:
             return super().forward(x)
-        return synced_batch_norm(x, _observed(self))
+        return synced_batch_norm(x, observed(self))
 
 
-def _observed(norm: nn.BatchNorm2d) -> Norm:
+def observed(norm: nn.BatchNorm2d) -> Norm:
     """Return what the equation needs of a norm layer, and note the batch if it is training."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from spikedriven.core.attention import dilate_image
 from spikedriven.errors import ConfigError, DataError
@@ -29,6 +30,17 @@ class Dilation(nn.Module):
     def forward(self, s: Float[Tensor, "T B C H W"]) -> Float[Tensor, "T B C H W"]:
         """Return `s`, dilated."""
         return dilate_image(s)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether someone has a hook on a module, or on every module there is."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(map(len, hooks)) or bool(_has_any_global_hook())
 
 
 @dataclass(slots=True)

@@ -1,11 +1,15 @@
 """Synapses as layers: a convolution with its batch norm, alone or with the neurons it drives."""
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from spikedriven.core.backend import choose
+from spikedriven.core.lif import norm_add_lif
 from spikedriven.core.synapse import spike_conv2d
-from spikedriven.nn.neuron import LIF, SyncedNorm
+from spikedriven.nn.neuron import LIF, SyncedNorm, observed
+from spikedriven.nn.probe import is_watched
 
 
 class SpikeConv2d(nn.Conv2d):
@@ -85,6 +89,53 @@ class ConvNormLIF(ConvNorm):
         """Return spikes; S = 1 with `num_steps` = T stands for T equal inputs."""
         spikes: Tensor = self.lif(self.raw(s), norm=self.norm, num_steps=num_steps)
         return spikes
+
+
+def add_and_fire(
+    u: Float[Tensor, "T B D H W"],
+    layer: ConvNorm,
+    s: Float[Tensor, "T B C H W"],
+    reader: nn.Module | None,
+) -> tuple[Float[Tensor, "T B D H W"], Any]:
+    """Add the current of a layer to the membrane stream, and let the neurons that read it fire.
+
+    On a GPU norm, addition and neurons are one walk over memory, unless someone watches the layer
+    or its norm, whose results do not exist there. Whoever watches the reader sees it either way.
+
+    Args:
+        u: The stream so far.
+        layer: Whose current is added.
+        s: Spikes that enter the layer.
+        reader: The neurons: the first ones of the next layer. None where the stream ends.
+
+    Returns:
+        The stream after the addition, and the spikes of the reader, of the same shape, or None.
+    """
+    if isinstance(reader, LIF) and _may_be_one(layer, s, reader):
+        norm, rate = observed(layer.norm), reader.decay
+        raw, backend = layer.raw(s), layer.backend
+        u, fired = norm_add_lif(raw, norm, u, rate, reader.v_threshold, backend=backend)
+        spikes: Tensor = reader(u, fired=fired)
+        return u, spikes
+    u = u + layer(s)
+    return u, None if reader is None else reader(u)
+
+
+def _may_be_one(layer: ConvNorm, s: Tensor, reader: LIF) -> bool:
+    """Whether nothing but the package's own equations lies between a layer and its reader."""
+    return (
+        _is_own(layer, ConvNorm)
+        and _is_own(layer.norm, nn.BatchNorm2d)
+        and _is_own(reader, LIF)
+        and not (is_watched(layer) or is_watched(layer.norm))
+        and choose(s, len(s), layer.backend) == "triton"
+        and choose(s, len(s), reader.backend) == "triton"
+    )
+
+
+def _is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes what `kind` does."""
+    return type(module).forward is kind.forward and "forward" not in vars(module)
 
 
 def sync_norms(model: nn.Module) -> None:

@@ -278,6 +278,11 @@ class TrainerConfig:
     their average, but for the last step of an epoch, whose batches may be fewer."""
     recompute: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Let `torch.compile` make one graph of the forward and the backward pass; a GPU replays it as
+    one launch (`reduce-overhead`). Batches of full size take it, while no hook watches the model:
+    each 20th step, whose spikes are counted, and validation run as they are. On a CPU it compiles
+    the definitions, which is slower than the package's own kernels."""
     checkpoint_every: int | None = None
     """Optimiser steps between two checkpoints inside an epoch; None writes them at epochs' ends."""
 
@@ -324,6 +329,17 @@ class TrainerConfig:
             "at least 1",
             "leave it out for none",
         )
+        for key, is_set, why in (
+            ("strategy=fsdp", self.strategy == "fsdp", "gathers weights between its layers"),
+            ("sync_batch_norm", self.sync_batch_norm, "waits for other processes inside of it"),
+            ("recompute", self.recompute, "runs parts of it a second time"),
+            ("accumulate", self.accumulate > 1, "keeps gradients that the next replay overwrites"),
+        ):
+            if self.compile and is_set:
+                raise ConfigError(
+                    f"trainer.compile is set beside trainer.{key}, which {why}; the compiled graph "
+                    "must be one and be replayed alone: leave one of them out"
+                )
         clip = self.gradient_clip
         _require(
             clip is None or 0 < clip < math.inf,
@@ -380,6 +396,11 @@ class Recipe:
             raise ConfigError(
                 "trainer.recompute is set beside loss.energy_budget, which must see each spike of "
                 "one forward pass: leave one of them out"
+            )
+        if self.trainer.compile and self.loss.energy_budget is not None:
+            raise ConfigError(
+                "trainer.compile is set beside loss.energy_budget, which watches every step; a "
+                "watched step is not compiled, and none would be: leave one of them out"
             )
         if self.evaluate == "best" and self.data.validation_fraction == 0:
             raise ConfigError(

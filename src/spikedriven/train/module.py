@@ -1,5 +1,6 @@
 """One training step, one validation step, the optimiser and its schedule, as Lightning asks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -15,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from spikedriven.errors import CheckpointError, ConfigError
 from spikedriven.models.sdt import SpikeDrivenTransformer
-from spikedriven.nn.probe import count_spikes
+from spikedriven.nn.probe import count_spikes, is_watched
 from spikedriven.train.budget import executed_share, over_budget
 from spikedriven.train.config import OptimizerConfig, Recipe, ScheduleConfig
 from spikedriven.train.distill import Teacher, distillation_loss
@@ -53,6 +54,7 @@ class Training(lightning.LightningModule):
             self.average.requires_grad_(False)  # or DDP waits for gradients of it
         if recipe.trainer.recompute:
             recompute_blocks(model)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         num_classes = model.config.num_classes
         self.validation_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.validation_loss = MeanMetric()
@@ -199,11 +201,30 @@ class Training(lightning.LightningModule):
         config = self.recipe.loss
         images = self._shown(images)
         if config.energy_budget is None:
-            return self.model.forward_steps(images), 0.0
+            return self._steps(images), 0.0
         with executed_share(self.model, config.energy_part) as share:
-            steps = self.model.forward_steps(images)
+            steps = self._steps(images)
         self._note("executed_share", share.value.detach())
         return steps, config.energy_weight * over_budget(share.value, config.energy_budget)
+
+    def _steps(self, images: Tensor) -> Tensor:
+        """Return the logits of every step, by the compiled graph where it says the same.
+
+        A graph knows no hooks, and is made for one size of a batch: the epoch's last goes without.
+        """
+        is_whole = len(images) == self.recipe.data.batch_size
+        if not (self.recipe.trainer.compile and is_whole) or self._is_watched():
+            return self.model.forward_steps(images)
+        if self._compiled is None:  # of the model's method: its state keeps its names
+            mode = "reduce-overhead" if images.is_cuda else None
+            self._compiled = torch.compile(
+                self.model.forward_steps, fullgraph=True, dynamic=False, mode=mode
+            )
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
+        return self._compiled(images)
+
+    def _is_watched(self) -> bool:
+        return any(is_watched(module) for module in self.model.modules())
 
     def _note(self, name: str, value: Any, *, on_bar: bool = True) -> None:
         single = torch.as_tensor(value, dtype=torch.float32)  # as the table has it

@@ -5,21 +5,36 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spikedriven.models.sdt import SpikeDrivenTransformer
 
 
 def recompute_blocks(model: SpikeDrivenTransformer) -> None:
-    """Make every block of a model keep its input only, and compute the rest again when needed.
+    """Make every block of a model keep the stream only, and compute the rest again when needed.
 
     Spikes, gradients and running statistics are those of a model that keeps everything.
     """
     for block in model.blocks:
-        again = partial(_contexts, block)
-        forward: Any = partial(checkpoint, block.forward, use_reentrant=False, context_fn=again)
+        forward: Any = partial(_keeping_the_stream, block, block.forward)
         block.forward = forward
+
+
+def _keeping_the_stream(
+    block: nn.Module, forward: Any, u: Tensor, s: Tensor, reader: nn.Module | None
+) -> Any:
+    given, learns = [s], s.requires_grad
+
+    def run(u: Tensor) -> Any:
+        if given:
+            return forward(u, given.pop(), reader)
+        with torch.no_grad():  # its way back has been walked once already
+            again = block.get_submodule("attention.fire")(u)
+        return forward(u, again.requires_grad_(learns), reader)
+
+    return checkpoint(run, u, use_reentrant=False, context_fn=partial(_contexts, block))
 
 
 def _contexts(block: nn.Module) -> tuple[Any, Any]:

@@ -235,7 +235,13 @@ def _rows(x: Tensor) -> Tensor:
 def _empty(x: Tensor, steps: int) -> Tensor:
     """Return room for [steps, B, C, *space], channels last in memory."""
     _, batch, channels, *space = x.shape
-    return x.new_empty(steps, batch, *space, channels).movedim(-1, 2)
+    image, strides = channels, []
+    for side in reversed(space):
+        strides.insert(0, image)
+        image *= side
+    # Not a view of room that lies otherwise: FSDP warns of views that leave a layer.
+    size = steps, batch, channels, *space
+    return x.new_empty_strided(size, (batch * image, image, 1, *strides))
 
 
 def _tile(cols: int, num_steps: int) -> tuple[int, int]:

@@ -272,6 +272,25 @@ def test_a_shard_that_is_listed_must_be_there_with_all_its_samples(tmp_path):
     listing(filenames=["train-0.tar"])
     with pytest.raises(DataError, match=r"_info\.json cannot be understood"):
         opened("webdataset", tmp_path)
+    (tmp_path / "_info.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"_info\.json cannot be understood"):
+        opened("webdataset", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"ape\n\xff\n", "it is no UTF-8 text"),
+        (b"ape\nbee\n\n", "line 3 is empty"),
+        (b"ape\nape\n", "'ape' stands twice"),
+    ],
+)
+def test_names_of_classes_that_are_none_are_refused(tmp_path, content, problem):
+    for part in ("train", "test"):
+        write_shard(tmp_path / f"{part}.tar", sample(0) | sample(1))
+    (tmp_path / "classnames.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"classnames\.txt cannot be used \({problem}\); it must"):
+        opened("webdataset", tmp_path)
 
 
 def test_unreadable_rows_are_counted_and_hidden_labels_passed_over(tmp_path, monkeypatch):
@@ -325,6 +344,11 @@ def test_what_is_no_saved_dataset_is_refused(tmp_path):
     saved.remove_columns("label").save_to_disk(str(tmp_path / "bare"))
     with pytest.raises(DataError, match="train has 0 columns of ClassLabel"):
         opened("hugging_face", tmp_path / "bare")
+    for damaged in ("dataset_dict.json", "train/dataset_info.json"):
+        shutil.copytree(source, tmp_path / damaged)
+        (tmp_path / damaged / damaged).write_text('{"splits": 5, "features": 5}')
+        with pytest.raises(DataError, match="is no saved dataset"):
+            opened("hugging_face", tmp_path / damaged)
 
 
 def test_without_the_library_a_sentence_says_how_to_get_it(monkeypatch, capsys, tmp_path):

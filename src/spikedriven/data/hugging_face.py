@@ -69,7 +69,7 @@ def open_hugging_face(
 
     try:
         saved = datasets.load_from_disk(str(root))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
             f"{root} is no saved dataset ({reason}); it must hold {_SAVED}: save it so or pass "

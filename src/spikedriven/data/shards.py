@@ -94,7 +94,7 @@ def open_shards(config: DataConfig, root: Path | None) -> tuple[DataInfo, Part, 
             "name them so or pass another --data"
         )
     if names.is_file():
-        classes = tuple(names.read_text(encoding="utf-8").splitlines())
+        classes = _named(names)
     else:
         classes = tuple(map(str, range(int(train[1].max()) + 1)))
         missing = set(range(len(classes))) - set(train[1].tolist())
@@ -105,6 +105,25 @@ def open_shards(config: DataConfig, root: Path | None) -> tuple[DataInfo, Part, 
                 f"in {names.name}, one a line"
             )
     return image_info(root, classes, config), train, validation, test
+
+
+def _named(file: Path) -> tuple[str, ...]:
+    """Return the names that stand in a file, one a line."""
+    problem, names = None, dict[str, int]()
+    try:
+        for line, name in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if not name.strip():
+                problem = problem or f"line {line} is empty"
+            elif names.setdefault(name, line) != line:
+                problem = problem or f"{name!r} stands twice"
+    except UnicodeDecodeError:
+        problem = "it is no UTF-8 text"
+    if problem is not None:
+        raise DataError(
+            f"{file} cannot be used ({problem}); it must hold the name of every class, one a line: "
+            "correct or remove it"
+        )
+    return tuple(names)
 
 
 def _divided(root: Path) -> dict[str, list[Path]]:
@@ -133,7 +152,9 @@ def _check_listed(root: Path, counts: Mapping[Path, int]) -> None:
             for split in json.loads(path.read_text(encoding="utf-8"))["splits"].values()
             for lists in [(split["filenames"], split["shard_lengths"])]
         ]
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (
+        OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError,
+    ) as error:  # fmt: skip
         raise DataError(
             f"{path} cannot be understood ({error!r}); it must list the shards of each split and "
             "their lengths: copy it again or remove it"

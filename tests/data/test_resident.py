@@ -152,10 +152,11 @@ def test_what_the_device_cannot_vary_is_refused():
     for drawn in ({"rotation": 5}, {"zoom": 0.1}, {"roll": 1}, {"cutout": 2}, {"crop_scale": 0.5}):
         with pytest.raises(ConfigError, match=f"with {next(iter(drawn))}, which is drawn on a CPU"):
             ResidentLoader(dataset(AugmentConfig(**drawn)), batch_size=2, device=DEVICE)
-    with pytest.raises(ConfigError, match="must increase"):
-        ResidentLoader(
-            dataset(AugmentConfig(rand_augment="rand-m5-inc0")), batch_size=2, device=DEVICE
-        )
+    for notation in ("rand-m5-inc0", "rand-m5", "rand-m5-inc1-mmax20"):
+        with pytest.raises(ConfigError, match="must increase"):
+            ResidentLoader(
+                dataset(AugmentConfig(rand_augment=notation)), batch_size=2, device=DEVICE
+            )
     files = dataset()
     files.images = []
     with pytest.raises(ConfigError, match="are files"):

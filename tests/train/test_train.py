@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from spikedriven import create_model
-from spikedriven.data import open_data
+from spikedriven.data import DataInfo, open_data, sources
 from spikedriven.errors import CheckpointError, ConfigError, DataError
 from spikedriven.models.sdt import SpikeDrivenTransformer, Stem
 from spikedriven.records import read_records
@@ -1004,6 +1004,29 @@ def test_a_model_that_contradicts_the_data_is_refused(setting, tmp_path):
     with pytest.raises(ConfigError, match=r"as digits has it"):
         fit(tiny(setting), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["data.augment.rotation=5", "data.augment.rand_augment=rand-m9"]
+)
+def test_images_that_cannot_live_on_the_device_are_refused_before_a_folder_is_made(
+    tmp_path, monkeypatch, setting
+):
+    rng = np.random.default_rng(0)
+    part = (
+        torch.from_numpy(rng.integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)),
+        np.arange(12) % 3,
+    )
+    info = DataInfo(
+        name="made", classes=("a", "b", "c"), in_channels=3, image_size=32,
+        mean=(0.5,) * 3, std=(0.25,) * 3,
+    )  # fmt: skip
+    monkeypatch.setitem(sources._SOURCES, "cifar10", lambda *_: (info, part, None, part))
+    made = []
+    monkeypatch.setattr(Run, "create", lambda *_: made.append(True))
+    with pytest.raises(ConfigError, match=r"data\.resident is set"):
+        fit(load_recipe("cifar10", ["data.resident=true", setting]), run_dir=tmp_path / "run")
+    assert not made
 
 
 def test_a_batch_of_one_value_per_channel_is_refused_before_a_folder_is_made(tmp_path):

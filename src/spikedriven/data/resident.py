@@ -162,6 +162,32 @@ def shifted(x: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:
 _ON_A_CPU = ("rotation", "zoom", "roll", "cutout", "crop_scale")
 
 
+def check_resident(dataset: ArrayDataset) -> tuple[AugmentConfig, "_RandAugment"]:
+    """Return how a dataset is varied on a device, once it can be.
+
+    Raises:
+        ConfigError: As `ResidentLoader`.
+    """
+    if not isinstance(dataset.images, Tensor):
+        raise ConfigError(
+            f"data.resident is set and the images of {dataset.info.name} are files; they must "
+            "be held as bytes: remove it"
+        )
+    if dataset.info.num_steps is not None:
+        raise ConfigError(
+            f"data.resident is set and {dataset.info.name} holds recordings of events, which "
+            "are varied on a CPU; they must be images: remove it"
+        )
+    config = dataset.augment.config if dataset.augment is not None else AugmentConfig()
+    drawn = [name for name in _ON_A_CPU if getattr(config, name)]
+    if drawn:
+        raise ConfigError(
+            f"data.resident is set with {drawn[0]}, which is drawn on a CPU; it must be left "
+            f"out there: remove data.augment.{drawn[0]} or data.resident"
+        )
+    return config, _rand_augment(config.rand_augment)
+
+
 class ResidentLoader:
     """Gives out every image of a dataset once an epoch, varied, from the memory of a device.
 
@@ -186,25 +212,9 @@ class ResidentLoader:
         seed: int = 0,
         place: Place = ALONE,
     ) -> None:
-        if not isinstance(dataset.images, Tensor):
-            raise ConfigError(
-                f"data.resident is set and the images of {dataset.info.name} are files; they must "
-                "be held as bytes: unset it"
-            )
-        if dataset.info.num_steps is not None:
-            raise ConfigError(
-                f"data.resident is set and {dataset.info.name} holds recordings of events, which "
-                "are varied on a CPU; they must be images: unset it"
-            )
-        config = dataset.augment.config if dataset.augment is not None else AugmentConfig()
-        drawn = [name for name in _ON_A_CPU if getattr(config, name)]
-        if drawn:
-            raise ConfigError(
-                f"data.resident is set with {drawn[0]}, which is drawn on a CPU; it must be left "
-                "out there: use rand_augment, or unset data.resident"
-            )
-        self.config, self.seed, self.batch_size = config, seed, batch_size
-        self.rand_augment = _rand_augment(config.rand_augment)
+        self.config, self.rand_augment = check_resident(dataset)
+        self.seed, self.batch_size = seed, batch_size
+        assert isinstance(dataset.images, Tensor)
         self.images = dataset.images.to(device)
         self.labels = torch.from_numpy(dataset.labels).to(device)
         self.sampler = EpochSampler(len(dataset), seed, batch_size, place)
@@ -277,11 +287,11 @@ def _rand_augment(notation: str | None) -> _RandAugment:
     given = {"m": 10.0, "n": 2.0, "mstd": 0.0}
     for part in parts:
         key = part.rstrip("0123456789.")
-        if key == "mmax" or part == "inc0":
-            raise ConfigError(
-                f"rand_augment is {notation!r} and data.resident is set; on the device operations "
-                "must increase up to magnitude 10: write for example rand-m9-n1-mstd0.4-inc1"
-            )
         if key in given:
             given[key] = float(part.removeprefix(key))
+    if "inc1" not in parts or "inc0" in parts or "-mmax" in notation:
+        raise ConfigError(
+            f"data.resident is set and rand_augment is {notation!r}; on the device operations "
+            "must increase up to magnitude 10: write for example rand-m9-n1-mstd0.4-inc1"
+        )
     return _RandAugment(int(given["n"]), given["m"], given["mstd"])

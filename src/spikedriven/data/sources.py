@@ -19,6 +19,7 @@ from spikedriven.data.events import open_cifar10dvs, open_dvs128_gesture, open_n
 from spikedriven.data.folder import locate, open_folder
 from spikedriven.data.hugging_face import open_hugging_face
 from spikedriven.data.loaders import ArrayDataset
+from spikedriven.data.resident import check_resident
 from spikedriven.data.shards import open_shards
 from spikedriven.data.transforms import ImageFile, Part, resized
 from spikedriven.errors import ConfigError, DataError
@@ -103,12 +104,15 @@ def open_data(config: DataConfig, root: Path | None = None, *, seed: int = 0) ->
         )
     if validation is None:
         train, validation = _held_out(*train, config.validation_fraction)
-    return Splits(
+    splits = Splits(
         info,
         ArrayDataset(*train, info, config.augment, seed),
         ArrayDataset(*validation, info),
         ArrayDataset(*test, info),
     )
+    if config.resident:
+        check_resident(splits.train)
+    return splits
 
 
 def _held_out(

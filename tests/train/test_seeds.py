@@ -54,10 +54,16 @@ def test_seeds_that_say_nothing_of_a_deviation_are_refused(seeds, tmp_path):
         fit_seeds(load_recipe("digits"), seeds, run_dir=tmp_path / "runs")
 
 
-def test_seeds_that_are_no_numbers_are_refused(tmp_path, capsys):
-    for words in (["--seeds", "a,b"], ["--seeds", "0,1", "trainer.devices=2"]):
+def test_seeds_that_are_no_numbers_or_would_do_nothing_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(seeds_module, "fit", None)
+    for words, sentence in (
+        (["--seeds", "a,b"], "--seeds is 'a,b'; it must be whole numbers"),
+        (["--seeds", "0,1", "trainer.devices=2"], "2 processes are asked for beside several seeds"),
+        (["--seeds", "0,1", "seed=4"], "seed is set beside --seeds"),
+    ):
         assert main(["train", "digits", *words, "--run", str(tmp_path / "runs")]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {sentence}")
     assert not (tmp_path / "runs").exists()
 
 

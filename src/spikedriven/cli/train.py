@@ -42,6 +42,11 @@ def run(options: Namespace) -> int:
         recipe = load_recipe(options.recipe, options.settings)
         folder = Path(options.run) if options.run else Path("runs") / Path(options.recipe).stem
         if options.seeds is not None:
+            if any(word.startswith("seed=") for word in options.settings):
+                raise ConfigError(
+                    "seed is set beside --seeds, which sets it for every run; one of them must "
+                    "say it: leave one out"
+                )
             return _run_seeds(recipe, _seeds(options.seeds), folder, keywords)
         start = partial(fit, recipe, run_dir=folder, **keywords)
     try:

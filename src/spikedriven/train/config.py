@@ -142,7 +142,8 @@ class ScheduleConfig:
         if self.single_step_epochs >= self.total_epochs:
             raise ConfigError(
                 f"schedule.single_step_epochs is {self.single_step_epochs} of {self.total_epochs} "
-                "epochs; the last ones must train all steps: lower it, or set model.num_steps=1"
+                "epochs; the last ones must train all steps: lower it, or set model.num_steps=1 in "
+                "its place"
             )
 
     @property

@@ -259,6 +259,7 @@ def test_doctor_notices_what_is_installed_and_broken(capsys, monkeypatch):
         (["train", "digits", "--run", ""], "--run is empty"),
         (["train", "digits", "--run", __file__], "is no run; a run must have a folder of its own"),
         (["train", "--resume", "/nowhere"], "is no run"),
+        (["eval"], "the following arguments are required: RUN; see"),
         (["train", "digits", "--run", "/proc/run"], "cannot be made"),
         (["train", "digits", "model.width=33"], "multiple of 8"),
         (["train", "digits", "data.image_size=10"], "multiple of 4"),

@@ -71,7 +71,9 @@ def build_parser() -> ArgumentParser:
 
     evaluate = verb("eval", "evaluate a run")
     evaluate.add_argument("run", metavar="RUN")
-    evaluate.add_argument("settings", nargs="*", metavar="key=value", help="data.image_size=288")
+    evaluate.add_argument(  # with a default, a missing RUN is not told as a missing key=value
+        "settings", nargs="*", default=[], metavar="key=value", help="data.image_size=288"
+    )
     evaluate.add_argument("--data", metavar="DIR", help="folder of the dataset")
     evaluate.add_argument("--split", default="test", help="test or validation")
     evaluate.add_argument("--weights", help="last or best; default: the recipe's")

@@ -186,7 +186,8 @@ def test_every_packaged_recipe_is_valid_and_survives_the_round_trip(tmp_path):
         (b"model: {name: sdt_tiny", "is not YAML"),
         (b"- model", "no mapping"),
         (b"", "no mapping"),
-        (b"model: {name: sdt_tiny}\ndata: {name: digits}", "required: schedule.epochs"),
+        (b"model: {name: sdt_tiny}\ndata: {name: digits}", "schedule.epochs is missing; a recipe"),
+        (b"model: {name: sdt_tiny}", r"data\.name, schedule\.epochs are missing; a recipe must"),
         (b"seed: 1\nseed: 2", "'seed' stands twice"),
         (b"schedule: {epochs: 1}\nschedule.epochs: 3", "'schedule.epochs' stands twice"),
         (b"schedule.epochs: 3\nschedule: {epochs: 1}", "'schedule.epochs' stands twice"),
@@ -216,6 +217,22 @@ def test_a_file_that_is_no_recipe_is_refused(content, message, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "line", ["speed: 5", "seed: fast", "seed: -1", "model: 5", "distill: {hard: true}"]
+)
+def test_a_mistake_is_told_with_its_file_where_it_stands_in_one(line, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    lines = ["model: {name: sdt_tiny}", "data: {name: digits}", "schedule: {epochs: 2}"]
+    file.write_text("\n".join([*(kept for kept in lines if kept[:5] != line[:5]), line]))
+    with pytest.raises(ConfigError) as refusal:
+        load_recipe(file)
+    assert str(refusal.value).startswith(f"in {file}, ")
+    file.write_text("\n".join(lines))
+    for setting in ("speed=5", "seed=fast", "seed=-1", "distill.hard=true"):
+        with pytest.raises(ConfigError, match=r"^(?!in )"):
+            load_recipe(file, [setting])
+
+
 def test_a_string_of_digits_stays_a_string():
     assert load_recipe("digits", ["model.stem_pool=0011"]).model.stem_pool == "0011"
     assert load_recipe("fashion_mnist").model.stem_pool == "0110"
@@ -224,3 +241,6 @@ def test_a_string_of_digits_stays_a_string():
 def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"did you mean digits\?"):
         load_recipe("digit")
+    with pytest.raises(ConfigError, match="choose one of them, or give the path") as refusal:
+        load_recipe("xyz")
+    assert str(refusal.value).count("imagenet_8_512") == 1

@@ -33,7 +33,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             do nothing.
     """
     recipe = _read(text_of(name), overrides, str(name))
-    _refuse_idle(recipe, {override.partition("=")[0] for override in overrides})
+    _refuse_idle(recipe, {override.partition("=")[0] for override in overrides}, str(name))
     return _live(recipe)
 
 
@@ -52,7 +52,7 @@ def _read(text: str, overrides: Sequence[str], name: str) -> Recipe:
     try:
         content = yaml.load(text, _OnceLoader)
         if isinstance(content, Mapping):
-            return _typed(content, overrides)
+            return _checked(content, overrides, name)
     except yaml.YAMLError as error:
         # PyYAML knows the text alone; whose it is stands at the front.
         told = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
@@ -65,6 +65,19 @@ def _read(text: str, overrides: Sequence[str], name: str) -> Recipe:
             "from a packaged one"
         ) from error
     raise ConfigError(f"{name} is no mapping; a recipe must have keys: start with model:")
+
+
+def _checked(content: Mapping[str, Any], overrides: Sequence[str], name: str) -> Recipe:
+    """Return the recipe; a mistake that stands in the text, not in an override, names it."""
+    try:
+        return _typed(content, overrides)
+    except ConfigError as error:
+        try:
+            _typed(content, ())
+        except ConfigError as alone:
+            if str(alone) == str(error):
+                raise ConfigError(f"in {name}, {error}") from error
+        raise
 
 
 # Settings that do something only where one of their switches is on.
@@ -106,13 +119,14 @@ def _default(key: str) -> Any:
     return next(x.default for x in dataclasses.fields(_hint(section)) if x.name == name)
 
 
-def _refuse_idle(recipe: Recipe, overrides: set[str]) -> None:
+def _refuse_idle(recipe: Recipe, overrides: set[str], name: str) -> None:
     for key, switches, where, cure in _idle(recipe):
         # Who switches off what a recipe has on need not undo the recipe's settings of it.
         if key in overrides or overrides.isdisjoint(switches):
+            place = "" if key in overrides else f"in {name}, "
             raise ConfigError(
-                f"{key} is {attrgetter(key)(recipe)!r} and does nothing {where}; every setting "
-                f"must do something: {cure}"
+                f"{place}{key} is {attrgetter(key)(recipe)!r} and does nothing {where}; every "
+                f"setting must do something: {cure}"
             )
 
 
@@ -142,9 +156,11 @@ def text_of(name: str | Path) -> str:
             ) from error
     if str(name) in list_recipes():
         return (files("spikedriven.train") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    close = difflib.get_close_matches(str(name), list_recipes(), n=1)
+    cure = f"did you mean {close[0]}?" if close else "choose one of them"
     raise ConfigError(
         f"there is no recipe {str(name)!r}; the recipes are {', '.join(list_recipes())}: "
-        f"{_nearest(str(name), list_recipes())}, or give the path of a .yaml file"
+        f"{cure}, or give the path of a .yaml file"
     )
 
 
@@ -217,7 +233,11 @@ def _built(kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _explained(error: ArgumentError, given: Mapping[str, Any]) -> ConfigError:
-    message = str(error)
+    message = " ".join(str(error).split())
+    _, required, missing = message.partition("required: ")
+    if required:
+        are, them = ("are", "them") if "," in missing else ("is", "it")
+        return ConfigError(f"{missing} {are} missing; a recipe must have {them}: add {them}")
     for key, value in given.items():
         if f'"{key}"' in message or f"--{key}" in message or f"'{key}'" in message:
             or_null = ", or null" if type(None) in kinds_of(_hint(key)) else ""
@@ -225,7 +245,7 @@ def _explained(error: ArgumentError, given: Mapping[str, Any]) -> ConfigError:
                 f"{key} is {value!r}; it must be {in_words(_hint(key))}: give a value of that kind"
                 + or_null
             )
-    return ConfigError(f"{' '.join(message.split())}; every key must have a value: add it")
+    return ConfigError(f"{message}; every key must have a value: add it")
 
 
 def _hint(key: str) -> Any:
@@ -276,11 +296,6 @@ def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         return yaml.safe_dump(value).removesuffix("...\n").strip()
     return _NO_NUMBERS.get(value.lower(), value) if float in kinds_of(_hint(key)) else value
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str:

@@ -504,6 +504,25 @@ def test_a_killed_run_keeps_the_log_of_its_whole_epochs(finished, cut):
         assert_same_run(finished, again)
 
 
+def test_what_a_run_has_lost_of_its_log_is_said(cut):
+    """Six of the fourteen rows before the state; its own are logged anew."""
+    whole = table(cut).splitlines()
+    (cut / "metrics.csv").write_text("\n".join(whole[:7]) + "\n")
+    lines = []
+    resume(cut, say=lines.append)
+    assert f"{cut}/metrics.csv holds 6 of the 14 rows" in lines[0]
+    assert len(lines) == 1 + 2
+
+
+def test_a_run_that_has_no_training_state_says_so_and_begins_anew(finished, cut):
+    shutil.rmtree(cut / "checkpoints")
+    lines = []
+    resume(cut, say=lines.append)
+    assert lines[0] == f"{cut} holds no training state; it begins anew"
+    assert len(lines) == 1 + 4
+    assert_same_run(finished, cut)
+
+
 def test_the_log_is_written_out_before_the_state_that_follows_it(tmp_path, monkeypatch):
     seen = []
     write = WholeFileIO.save_checkpoint

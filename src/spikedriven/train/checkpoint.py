@@ -147,12 +147,23 @@ def _checked_content(path: Path) -> bytes:
     return content
 
 
-def table_of(run: Run, state: dict[str, Any] | None) -> Table:
-    """Open a run's table at the place that a state notes; without a state, anew."""
+def table_of(run: Run, state: dict[str, Any] | None, say: Callable[[str], None]) -> Table:
+    """Open a run's table at the place that a state notes; without a state, anew.
+
+    Args:
+        run: The run.
+        state: What training continues from.
+        say: Receives one line where rows from before the state are lost.
+    """
     if state is None:
         return Table(run.table_file)
     noted = state["callbacks"][KeepWeights.__qualname__]
     table = Table(run.table_file, noted["rows"])
+    if len(table.rows) < noted["rows"]:
+        say(
+            f"{run.table_file} holds {len(table.rows)} of the {noted['rows']} rows that were "
+            "logged before the training state; the others are lost, and the weights are not"
+        )
     if noted["row"] is not None:
         table.rows.append(noted["row"])
     return table
@@ -161,17 +172,23 @@ def table_of(run: Run, state: dict[str, Any] | None) -> Table:
 def newest_state(
     run: Run, say: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
-    """Return the newest whole training state and its file, or nothing where a run has none yet.
+    """Return the newest whole training state and its file, or nothing where a run has none.
+
+    Whole is what has its checksum and all parts. Where Lightning cannot take such a state, the run
+    is refused: the one before was written by the same versions, and would be no better.
 
     Args:
         run: The run.
-        say: Receives one line where the last state is lost or damaged and the one before is taken.
+        say: Receives one line where the last state is lost or damaged and the one before is taken,
+            or where there was training and neither is left.
 
     Raises:
         CheckpointError: Neither state is whole.
     """
     last, before = run.state_file, run.state_before
     if not run.has_state:
+        if run.table_file.exists():
+            say(f"{run.folder} holds no training state; it begins anew")
         return None, None
     try:
         return last, WholeFileIO().load_checkpoint(last)

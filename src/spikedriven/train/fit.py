@@ -123,6 +123,7 @@ def resume(
     # Once there is a training state, the weights that it began from may be gone.
     build = _model_for if run.has_state else _begun
     training = _training_for(recipe, splits, build(recipe, splits))
+    run.checkpoints.mkdir(exist_ok=True)
     return _train(run, training, splits, show_progress, say)
 
 
@@ -217,8 +218,9 @@ def _train_alone(
 ) -> dict[str, Any]:
     recipe = training.recipe
     config = recipe.trainer
-    path, state = newest_state(run, line_writer(run, say))
-    table = table_of(run, state)
+    write = line_writer(run, say)
+    path, state = newest_state(run, write)
+    table = table_of(run, state, write)
     watch, keep = Watch(), KeepWeights(run, table, config.checkpoint_every)
     is_double = config.precision == "64-true"
     if is_double:

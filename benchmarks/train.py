@@ -142,7 +142,10 @@ class Server:
         torch.manual_seed(self.recipe.seed)
         info = splits.info
         ours = sd.create_model(
-            self.recipe.model.name, num_classes=len(info.classes), in_channels=info.in_channels
+            self.recipe.model.name,
+            **self.recipe.model.overrides(),
+            num_classes=len(info.classes),
+            in_channels=info.in_channels,
         )
         self.model = self.contender(ours, info.image_size)
         data, seed = self.recipe.data, self.recipe.seed
@@ -157,7 +160,7 @@ class Server:
         begin = time.perf_counter()
         self.model.train()
         set_rate(self.optimizer, self.recipe.schedule, number)
-        self.loader.sampler.begin_at(number, 0)  # type: ignore[attr-defined]
+        self.loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
         for images, labels in self.loader:
             self.optimizer.zero_grad(set_to_none=True)
             smoothing = self.recipe.loss.label_smoothing
@@ -371,11 +374,12 @@ def learn(options: argparse.Namespace) -> list[Record]:
                 )
                 if accuracy >= options.accuracy and who not in reached:
                     reached.add(who)
+                    print(f"{who}: {options.accuracy} after {spent[who]:.1f} s", flush=True)
                     goal = f"{who}; {about}, validation accuracy {options.accuracy}"
                     records.append(
                         measured("seconds_to_accuracy", spent[who], "s", goal, count, **context)
                     )
-    for who in spent.keys() - reached:
+    for who in (who for who in spent if who not in reached):
         print(f"{who}: {options.accuracy} was not reached in {options.epochs} epochs")
     return records
 
@@ -406,6 +410,8 @@ def main() -> None:
     options = parser.parse_args()
     if "official" in options.rival and options.official_path is None:
         parser.error("the released code's folder is not given: --official-path DIR")
+    if options.rounds < 2:
+        parser.error("of one round there is no spread: --rounds 2")
     torch.set_num_threads(options.threads)
     if options.serve:
         Server(options.serve, options.official_path).serve()

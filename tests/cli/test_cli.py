@@ -436,6 +436,25 @@ def test_what_nobody_foresaw_is_a_sentence_too(capsys, monkeypatch, error, sente
     assert sentence in refused(capsys, "doctor")
 
 
+def test_a_process_that_follows_is_silent_after_lightning_has_tidied_the_environment(
+    capsys, monkeypatch
+):
+    """As it ends, Lightning takes back how many processes there were."""
+    from spikedriven.cli import train
+    from spikedriven.train.watch import DivergedError
+
+    def fails(_options):
+        monkeypatch.delenv("WORLD_SIZE")
+        raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(train, "run", fails)
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["train", "digits"]) == 2
+        assert capsys.readouterr().err.count("\n") == lines
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "spikedriven", "nonsense"],

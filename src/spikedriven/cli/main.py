@@ -176,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 ok, 1 a check failed, 2 bad usage or input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--debug"]
+    follows = words[:1] == ["train"] and _follows()  # as it ends, Lightning tidies what says so
     try:
         options = parse(words)
         if options.verb is None:
@@ -189,8 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all
         if "--debug" in given:
             traceback.print_exc()
-        of_this_process = getattr(error, "of_this_process", False)
-        if words[:1] == ["train"] and _follows() and not of_this_process:
+        if follows and not getattr(error, "of_this_process", False):
             return BAD_INPUT  # of several training processes the first speaks for all
         return _fail(_sentence(error), BAD_INPUT)
 

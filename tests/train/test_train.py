@@ -4,6 +4,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -385,6 +386,27 @@ def test_the_time_left_counts_time_steps_not_epochs(tmp_path, monkeypatch):
     lines.clear()
     resume(tmp_path / "cut", say=lines.append)
     assert [re.search(r"(\S+) s left", line)[1] for line in lines] == [str(6 * 2), "0"]
+
+
+def test_the_line_of_an_epoch_says_the_means_over_its_images(tmp_path):
+    """Not those of its last batch, which may be a single image: here 78 of 718."""
+    lines = []
+    fit(tiny("schedule.epochs=2"), run_dir=tmp_path / "run", say=lines.append)
+    for epoch, line in enumerate(lines):
+        found = [row for row in rows(tmp_path / "run") if int(row["epoch"]) == epoch]
+        images = [128, 128, 128, 128, 128, 78]
+        for name in ("loss", "accuracy"):
+            mean = np.average([float(row[name]) for row in found], weights=images)
+            assert f"  {name} {mean:.4f}  " in line
+
+
+def test_a_long_first_epoch_says_meanwhile_how_long_all_will_take(tmp_path, monkeypatch):
+    now = itertools.count(step=10)
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(now)))
+    lines = []
+    fit(tiny("schedule.epochs=3"), run_dir=tmp_path / "run", say=lines.append)
+    assert re.fullmatch(r"epoch 1/3  step [2-5]/6  \d+ s left", lines[0])
+    assert len(lines) == 1 + 3
 
 
 def test_the_average_is_that_of_the_steps_weights_and_is_what_is_tested(tmp_path):

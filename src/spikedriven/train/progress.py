@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
 )
 from rich.text import Text
+from torch import Tensor
 
 from spikedriven.train.module import Training
 
@@ -119,8 +120,14 @@ class Bar(RichProgressBar):
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
+# Seconds after which a first epoch that still runs says how long the whole run will take.
+PATIENCE = 30.0
+
+
 class EpochLine(lightning.Callback):
-    """One line an epoch, for logs and pipes.
+    """One line an epoch, for logs and pipes; before the first one, if that is long, a sign of life.
+
+    Loss and accuracy are means over the images that the epoch has shown since the session began.
 
     Args:
         say: Receives each line.
@@ -129,6 +136,9 @@ class EpochLine(lightning.Callback):
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.clock = Clock()
+        self.patient = True
+        self.images = 0
+        self.sums: dict[str, Tensor | float] = {}
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -137,18 +147,52 @@ class EpochLine(lightning.Callback):
         del pl_module
         self.clock.start(trainer)
 
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Begin the means."""
+        del trainer, pl_module
+        self.images, self.sums = 0, dict.fromkeys(("loss", "accuracy"), 0.0)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add a batch to the means, without waiting for the device."""
+        del outputs
+        assert isinstance(pl_module, Training)
+        images = len(batch[1])
+        self.images += images
+        for name in self.sums:
+            self.sums[name] += images * pl_module.row[name]
+        if self.patient and monotonic() - self.clock.began >= PATIENCE:
+            left = self.clock.left(trainer)
+            if math.isfinite(left):
+                self.patient = False
+                place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+                step = f"step {batch_idx + 1}/{trainer.num_training_batches}"
+                self.say(f"{place}  {step}  {left:.0f} s left")
+
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Say how the epoch went and how long the rest will take."""
         del pl_module
+        self.patient = False
         done = trainer.current_epoch + 1
         total = trainer.max_epochs or done
         left = self.clock.left(trainer)
+        # A continued run may stand at an epoch's end, with no batch left to show.
+        values = {name: total / self.images for name, total in self.sums.items() if self.images}
+        values = {**trainer.callback_metrics, **values}
         names = ("loss", "accuracy", "validation_accuracy", "firing_rate")
         shown = [
-            f"{name.replace('_', ' ')} {float(trainer.callback_metrics[name]):.4f}"
+            f"{name.replace('_', ' ')} {float(values[name]):.4f}"
             for name in names
-            if name in trainer.callback_metrics
+            if name in values
         ]
         self.say(f"epoch {done}/{total}  {'  '.join(shown)}  {left:.0f} s left")

@@ -387,6 +387,24 @@ def test_an_interruption_before_the_run_exists_does_not_send_to_it(tmp_path, cap
     assert "the same command" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stage", ["once it runs", "before"])
+def test_only_the_first_process_says_that_it_was_interrupted(tmp_path, capsys, monkeypatch, stage):
+    from spikedriven.cli import train
+    from spikedriven.train import fit
+
+    def interrupt(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        *((fit, "open_data") if stage == "once it runs" else (train, "run")), interrupt
+    )
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["train", "digits", "--run", str(tmp_path / "run")]) == 130
+        assert capsys.readouterr().err.count("\n") == lines
+
+
 def process(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 

@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return BAD_INPUT
         return int(import_module(f"spikedriven.cli.{options.verb}").run(options))
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return INTERRUPTED if follows else _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader has gone: no mistake of anyone's
         raise
     except Exception as error:  # noqa: BLE001 - the last line of defence; --debug shows all

@@ -55,7 +55,8 @@ def run(options: Namespace) -> int:
         data = ["--data", options.data] if options.data else []
         started = folder.exists()
         hint = command("train", "--resume", folder, *data) if started else "the same command"
-        print(f"interrupted; continue with: {hint}", file=sys.stderr)
+        if is_first:
+            print(f"interrupted; continue with: {hint}", file=sys.stderr)
         return 130
     if is_first:
         _show(metrics, folder)

@@ -1,7 +1,7 @@
 """Test accuracy, training time and learning curve of a recipe that one CPU trains.
 
     python benchmarks/accuracy.py fashion_mnist --data DIR --run runs/fashion_mnist
-    python benchmarks/accuracy.py cifar10_cpu --data DIR --run runs/cifar10
+    python benchmarks/accuracy.py cifar10_cpu --data DIR --run runs/cifar10_cpu
     python benchmarks/accuracy.py imagenette --data imagenette2-64 --run runs/imagenette
 
 Trains the recipe's own seed into a new folder; goes on where one stopped; only keeps the records of

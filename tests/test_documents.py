@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from benchmarks import document, fit, turns
 
+from spikedriven.train.recipe import list_recipes
 from spikedriven.viz.gather import gather
 from spikedriven.viz.report import name_of
 from tests.helpers.recorded import ACCURACY, EVERYTHING, FIRING_RATE, SCALING, SPEED, record
@@ -113,6 +114,22 @@ def test_the_page_on_the_engine_runs_and_names_scripts_that_exist(monkeypatch, t
     assert len(set(scripts)) >= 9
     for script in scripts:
         assert (ROOT / script).is_file()
+
+
+def test_the_readme_names_every_script_of_a_run_and_each_can_be_read():
+    scripts = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "runs").glob("*.sh"))
+    readme = (ROOT / "README.md").read_text()
+    assert sorted(set(re.findall(r"runs/\w+\.sh", readme))) == scripts
+    folders = []
+    for script in scripts:
+        text = (ROOT / script).read_text()
+        assert subprocess.run(["sh", "-n", ROOT / script], check=False).returncode == 0
+        assert f"{script} " in text or "$1" not in text  # how it is called
+        named = re.findall(r"(?:spikedriven train|accuracy\.py) (\w+)", text)
+        assert set(named) <= set(list_recipes())
+        assert all((ROOT / path).is_file() for path in re.findall(r"benchmarks/\w+\.py", text))
+        folders += re.findall(r"(?:--run |run=)(runs/\w+)", text) or [f"runs/{n}" for n in named]
+    assert len(set(folders)) == len(folders)  # no script finds another's run in its folder
 
 
 def test_lines_and_powers_are_found_again():

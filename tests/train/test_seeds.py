@@ -43,7 +43,10 @@ def test_seeds_give_mean_and_deviation_and_are_continued_not_repeated(
     assert result["test_accuracy"] == each
     assert result["mean"] == pytest.approx(sum(each) / 2)
     assert result["sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
-    assert f"{statistics.fmean(each):.4f} ± " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{statistics.fmean(each):.4f} ± " in said
+    told = [said.index(f"seed {seed}, in {folder}/seed{seed}") for seed in (0, 4)]
+    assert told[0] < said.index("epoch 2/2") < told[1]
     (record,) = read_records(folder / "records.jsonl")
     assert (record.metric, record.count) == ("test_accuracy_mean", 2)
 

@@ -98,6 +98,10 @@ def _check(recipe: Recipe, folder: Path) -> None:
 
 
 def _one(recipe: Recipe, folder: Path, keywords: dict[str, Any]) -> dict[str, Any]:
-    if not folder.exists():
-        return fit(recipe, run_dir=folder, **keywords)
-    return Run.open(folder).metrics() or resume(folder, **keywords)
+    if folder.exists() and (found := Run.open(folder).metrics()):
+        return found
+    if keywords["say"] is not None:
+        keywords["say"](f"seed {recipe.seed}, in {folder}")
+    if folder.exists():
+        return resume(folder, **keywords)
+    return fit(recipe, run_dir=folder, **keywords)

@@ -96,5 +96,15 @@ FIRST_STEPS = [
                         "released code, neighbouring weights 0": (2.0, 2.0)}.items()
     for step, loss in reversed(list(enumerate(course)))
 ]  # fmt: skip
+TIME_TO_ACCURACY = [
+    record("accuracy_after_epoch", share, f"{who}; net on images, 2 threads; epoch {epoch}",
+           contender=who, epoch=epoch, seconds=pace * (epoch + 1))
+    for who, pace, course in (("spikedriven", 10.0, (0.5, 0.875)),
+                              ("SpikingJelly 2", 20.0, (0.5, 0.75)))
+    for epoch, share in reversed(list(enumerate(course)))
+] + [
+    record("seconds_to_accuracy", 20.0, contender="spikedriven",
+           subject="spikedriven; net on images, 2 threads, validation accuracy 0.8")
+]  # fmt: skip
 EVERYTHING = [*SPEED, *FIRING_RATE, *ACCURACY, *SCALING, *TRAINING, *ENERGY_CURVE,
-              *TRAINING_SPEED, *FIRST_STEPS]  # fmt: skip
+              *TRAINING_SPEED, *FIRST_STEPS, *TIME_TO_ACCURACY]  # fmt: skip

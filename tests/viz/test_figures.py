@@ -19,6 +19,7 @@ from tests.helpers.recorded import (
     SETTING,
     SPEED,
     STEP,
+    TIME_TO_ACCURACY,
     TRAINING,
     TRAINING_SPEED,
 )
@@ -32,6 +33,7 @@ from spikedriven.viz.figures import (
     first_steps,
     scaling,
     speed,
+    time_to_accuracy,
     training_curve,
     training_speed,
 )
@@ -163,6 +165,21 @@ def test_training_is_shown_as_recorded_and_ours_comes_first():
     assert f"{STEP}: SpikingJelly 2 1.75 times as long, 3.00 times the memory" in told
     # A GPU's figures have the same metrics; ours alone is no comparison.
     assert training_speed.select([r for r in TRAINING_SPEED if "times" not in r.metric]) == []
+
+
+def test_time_to_accuracy_is_shown_as_recorded_and_said_in_words():
+    (axes,) = drawn(time_to_accuracy, EVERYTHING)
+    assert drawn_lines(axes) == {
+        "SpikingJelly 2": [[20, 0.5], [40, 0.75]],
+        "spikedriven": [[10, 0.5], [20, 0.875]],
+    }
+    told = time_to_accuracy.caption(time_to_accuracy.select(TIME_TO_ACCURACY))
+    assert told.endswith(
+        "net on images, 2 threads: spikedriven 0.8 after 20 s, 0.8750 at the end, after 20 s; "
+        "SpikingJelly 2 0.7500 at the end, after 40 s."
+    )
+    alone = [r for r in TIME_TO_ACCURACY if r.context["contender"] == "spikedriven"]
+    assert time_to_accuracy.select(alone) == []
 
 
 def test_first_steps_are_the_differences_from_the_released_codes_losses():

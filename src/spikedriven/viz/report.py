@@ -13,6 +13,7 @@ from spikedriven.viz.figures import (
     first_steps,
     scaling,
     speed,
+    time_to_accuracy,
     training_curve,
     training_speed,
 )
@@ -20,7 +21,7 @@ from spikedriven.viz.theme import FONT, svg, variables
 
 FIGURES: tuple[ModuleType, ...] = (
     speed, firing_rate, scaling, accuracy_steps, training_curve, energy_curve, training_speed,
-    first_steps,
+    time_to_accuracy, first_steps,
 )  # fmt: skip
 """In the order of the page."""
 

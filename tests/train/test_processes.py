@@ -12,12 +12,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -32,7 +34,7 @@ from spikedriven.train import watch
 from spikedriven.train.checkpoint import WholeFileIO
 from spikedriven.train.evaluate import evaluate, evaluate_model
 from spikedriven.train.fit import fit
-from spikedriven.train.processes import check_processes
+from spikedriven.train.processes import check_processes, end_processes
 from spikedriven.train.recipe import load_recipe
 from spikedriven.train.run import Run
 from spikedriven.train.shard import divide, own_part
@@ -233,6 +235,25 @@ def test_a_weight_that_is_no_number_in_another_process_stops_this_one(monkeypatc
         watch.DivergedError, match="bias holds a value that is no number in epoch 3"
     ):
         watch.check_weights(Trainer, module)
+
+
+def test_after_an_error_lightning_does_not_kill_the_process_that_must_speak(monkeypatch):
+    """Its observer would, within five seconds of another process's end."""
+    killed = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    failed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+    failed.wait()
+    launcher = SimpleNamespace(procs=[failed])
+    observer = _ChildProcessObserver(os.getpid(), launcher.procs)
+    observer._run()
+    assert killed == [os.getpid()]  # so it is needed
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    stop = watch.Watch()
+    stop.on_exception(trainer, None, KeyboardInterrupt())
+    observer._run()
+    assert killed == [os.getpid()]
+    assert stop.started == [failed]
+    end_processes(stop.started)
 
 
 @pytest.mark.slow

@@ -259,10 +259,11 @@ def _train_alone(
             trainer.fit(training, datamodule=data, ckpt_path=path)
         except SystemExit:
             if watch.interrupted:
+                end_processes(watch.started)
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:
-            end_processes(trainer)
+            end_processes(watch.started)
             # Until then, a run that continues has only taken its state apart.
             if path is not None and not keep.began and isinstance(error, _NOT_RESTORED):
                 raise foreign_state(path, "content") from error

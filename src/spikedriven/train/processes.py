@@ -5,9 +5,9 @@ which is which (`train/rank.py`) before anything else is known.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from subprocess import TimeoutExpired
+from subprocess import Popen, TimeoutExpired
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,12 +103,22 @@ def begin_sum(value: Tensor) -> Callable[[], Tensor]:
     return received
 
 
-def end_processes(trainer: "lightning.Trainer") -> None:
+def take_over(trainer: "lightning.Trainer") -> list[Popen[bytes]]:
+    """Return the processes that this one started, and let Lightning know them no more.
+
+    As soon as one of them has failed, Lightning kills this one too, which then says nothing.
+    """
+    known = getattr(trainer.strategy.launcher, "procs", [])
+    started = list(known)
+    known.clear()
+    return started
+
+
+def end_processes(started: Iterable[Popen[bytes]]) -> None:
     """End the processes that this one started, after an error here: alone they would wait for it.
 
     One that met the same error ends by itself, within moments.
     """
-    started = getattr(trainer.strategy.launcher, "procs", [])
     for process in started:
         try:
             process.wait(GRACE)

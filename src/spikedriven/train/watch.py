@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from subprocess import Popen
 from typing import Any
 
 import lightning
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from spikedriven.errors import SpikeDrivenError
-from spikedriven.train.processes import begin_sum, sum_over_processes
+from spikedriven.train.processes import begin_sum, sum_over_processes, take_over
 from spikedriven.train.shard import own_part
 
 CURE = "lower optimizer.lr or set trainer.gradient_clip=1.0"
@@ -43,6 +44,8 @@ class Watch(lightning.Callback):
 
     def __init__(self) -> None:
         self.interrupted = False
+        self.started: list[Popen[bytes]] = []
+        """After an error: the processes that this one started."""
         self._loss: Callable[[], Tensor] | None = None
 
     def on_before_backward(
@@ -77,6 +80,7 @@ class Watch(lightning.Callback):
         pl_module: lightning.LightningModule,
         exception: BaseException,
     ) -> None:
-        """Note Ctrl-C and SIGTERM, which Lightning turns into an exit."""
-        del trainer, pl_module
+        """Note Ctrl-C and SIGTERM, which Lightning turns into an exit; keep it from a worse one."""
+        del pl_module
+        self.started = take_over(trainer)
         self.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)

@@ -3,5 +3,5 @@
 # CODE is a checkout of the released code, FOLDER holds CIFAR-10 as torchvision has it;
 # benchmarks/contenders.py says how .released is made.
 set -eu
-.released/bin/python benchmarks/first_steps.py --official-path "$1" --data "$2" --batch 2 \
-    --neighbours 1
+.released/bin/python benchmarks/first_steps.py --official-path "$1" --data "$2" --batch 32 \
+    --neighbours 2

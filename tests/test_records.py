@@ -1,12 +1,13 @@
 """A number keeps its passport."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from spikedriven.errors import DataError
+from spikedriven.errors import CheckpointError, DataError
 from spikedriven.records import (
     Record,
     append_records,
@@ -16,6 +17,7 @@ from spikedriven.records import (
     this_command,
     this_commit,
     this_device,
+    write_whole,
 )
 
 RECORD = Record(
@@ -39,6 +41,27 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
         file.write(line)
     with pytest.raises(DataError, match="line 2"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("place", ["pipe", ".", "folder", "/"])
+def test_only_a_files_place_is_taken_by_a_file(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError, match="a file must be able to take its place") as raised:
+        write_whole(Path(place), b"new")
+    assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert Path("pipe").is_fifo()
+
+
+def test_a_link_stays_one_and_the_file_behind_it_is_written(tmp_path):
+    link, behind = tmp_path / "link", tmp_path / "behind"
+    link.symlink_to(behind)
+    for content in (b"first", b"second"):
+        write_whole(link, content)
+        assert link.is_symlink()
+        assert behind.read_bytes() == content
 
 
 def test_a_folder_without_a_checkout_has_an_unknown_commit(tmp_path):

@@ -201,19 +201,27 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file such that at every moment it is either the old one or the new one, whole.
 
     Args:
-        path: File to write; its folder must exist.
+        path: File to write; its folder must exist. Where it is a link, the file behind it is meant.
         content: All of its bytes.
 
     Raises:
-        CheckpointError: The file cannot be written (disk full, no permission); the old one stays.
+        CheckpointError: The file cannot be written (disk full, no permission), or what stands there
+            is no file; the old one stays.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     try:
+        if target.exists() and not target.is_file():  # root could replace even a device
+            kind = "a folder" if target.is_dir() else "no file"
+            raise CheckpointError(
+                f"{path} could not be written (it is {kind}) and is left as it was; a file must be "
+                "able to take its place: choose another name"
+            )
         with temporary.open("xb") as file:  # with the permissions of any new file
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

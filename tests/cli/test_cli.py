@@ -309,6 +309,8 @@ def test_an_existing_run_is_not_overwritten(run, capsys):
 def test_unknown_split_and_weights_are_refused(run, capsys):
     assert "test or validation" in refused(capsys, "eval", run, "--split", "train")
     assert "last or best" in refused(capsys, "eval", run, "--weights", "first")
+    compiled = refused(capsys, "compile", run, "--weights", "int8", "--checkpoint", "first")
+    assert "'first' names no weights of a run" in compiled  # and does not deny --weights int8
     assert "at least 1" in refused(capsys, "predict", run, "x.png", "--top", "0")
 
 

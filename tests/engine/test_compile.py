@@ -347,6 +347,13 @@ def test_another_kind_of_model_is_refused():
         ({"std": (0.5, -0.1, 0.5)}, "std is .* each must be above 0"),
         ({"num_steps": 0}, "num_steps is 0; it must be a whole number"),
         ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+        ({"num_steps": True}, "num_steps is True; it must be a whole number"),
+        ({"num_steps": 2**40}, "num_steps is .*; it must be a whole number in 1 to"),
+        ({"image_size": 16.0}, "image_size is 16.0; it must be a multiple of 4"),
+        ({"image_size": "16"}, "image_size is '16'; it must be a multiple of 4"),
+        ({"image_size": 2**40}, "image_size is .*; it must be a multiple of 4"),
+        ({"classes": tuple(range(7))}, "classes is .*; it must be a tuple of words"),
+        ({"classes": "abcdefg"}, "classes is 'abcdefg'; it must be a tuple of words"),
         ({"mean": 0.5}, "mean is 0.5; it must be one finite number for each of 3 channels"),
         ({"weights": "float"}, "weights is 'float'"),
     ],
@@ -443,6 +450,16 @@ def test_a_variance_below_zero_is_refused_by_its_layer():
     model = sd.SpikeDrivenTransformer(CONFIG).eval()
     model.blocks[0].attention.key.norm.running_var[0] = -1
     refused("^blocks.0.attention.key has a running variance of -1", model)
+
+
+@pytest.mark.parametrize("threshold", [np.nan, np.inf, 0.0, -0.5])
+@pytest.mark.parametrize(
+    "name", ["stem.image.lif", "stem.fourth_lif", "blocks.0.attention.gate", "head_lif"]
+)
+def test_a_threshold_that_no_neuron_can_have_is_refused(name, threshold):
+    model = sd.SpikeDrivenTransformer(CONFIG).eval()
+    model.get_submodule(name).v_threshold = threshold
+    refused(f"^{name} has a threshold of {threshold}; it must be above 0 and finite", model)
 
 
 def test_a_neuron_that_never_charges_is_refused():

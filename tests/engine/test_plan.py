@@ -1,6 +1,8 @@
 """A program in its one file: it comes back whole, or with a sentence that says why not."""
 
+import copy
 import json
+import pickle
 from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
@@ -338,6 +340,18 @@ def test_programs_of_the_same_numbers_are_equal(name):
     assert a != replace(b, classes=("a", "b", "c"))
     assert a != edited(b, "head_lif", "bias", lambda x: x + 1)
     assert a != "a program"
+
+
+@pytest.mark.parametrize(
+    "through", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))], ids=["copied", "pickled"]
+)
+def test_a_program_that_has_run_is_still_plain_data(through):
+    program = program_of()
+    x = some_images(2, 1, 16, 16)
+    wanted, _ = program.run(x)
+    same = through(program)
+    assert same == program
+    assert np.array_equal(same.run(x)[0], wanted)
 
 
 # ------------------------------------------------------------------ places that cannot be written

@@ -30,7 +30,7 @@ from spikedriven.engine.plan import (
     StreamStep,
 )
 from spikedriven.errors import ConfigError
-from spikedriven.models.sdt import Block, SpikeDrivenTransformer
+from spikedriven.models.sdt import MOST, Block, SpikeDrivenTransformer
 from spikedriven.nn.neuron import LIF
 from spikedriven.nn.synapse import ConvNorm, ConvNormLIF
 
@@ -106,9 +106,10 @@ def compile(  # noqa: A001 - as in torch.compile
     _check(model)
     config = model.config
     steps = config.num_steps if num_steps is None else num_steps
-    if not isinstance(steps, int) or steps < 1:
+    if not _is_count(steps):
         raise ConfigError(
-            f"num_steps is {steps!r}; it must be a whole number, at least 1: leave it to the model"
+            f"num_steps is {steps!r}; it must be a whole number in 1 to {MOST}: leave it to the "
+            "model"
         )
     channels = config.in_channels
     wanted = Input(
@@ -121,10 +122,14 @@ def compile(  # noqa: A001 - as in torch.compile
     )
     if min(wanted.std) <= 0:
         raise ConfigError(f"std is {wanted.std}; each must be above 0: pass the data's own")
-    if image_size is not None and (image_size < 1 or image_size % config.stride):
+    if image_size is not None and not (_is_count(image_size) and image_size % config.stride == 0):
         raise ConfigError(
-            f"image_size is {image_size}; it must be a multiple of {config.stride}, the pixels of "
-            "a token: leave it out to take any"
+            f"image_size is {image_size!r}; it must be a multiple of {config.stride}, the pixels "
+            f"of a token, up to {MOST}: leave it out to take any"
+        )
+    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+        raise ConfigError(
+            f"classes is {classes!r}; it must be a tuple of words: name them all, or none"
         )
     if classes and len(classes) != config.num_classes:
         raise ConfigError(
@@ -139,6 +144,10 @@ def compile(  # noqa: A001 - as in torch.compile
     )
     _check_stream(program)
     return program
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
 
 
 def _check(model: SpikeDrivenTransformer) -> None:
@@ -158,6 +167,12 @@ def _check(model: SpikeDrivenTransformer) -> None:
             raise ConfigError(
                 f"{name} holds NaN or infinite values; every weight must be finite: "
                 "choose an earlier checkpoint"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, LIF) and not 0 < module.v_threshold < float("inf"):
+            raise ConfigError(
+                f"{name} has a threshold of {module.v_threshold}; it must be above 0 and finite, "
+                "for a silent neuron stays silent here: train with another, or run the float model"
             )
 
 

@@ -210,6 +210,10 @@ class Program:
     def __hash__(self) -> int:
         return hash(self._content[-1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is copied or sent to another process is the data, not how they are laid out here.
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     @cached_property
     def engine(self) -> "Engine":
         """The program laid out for this processor; made on first use, and kept."""

@@ -225,7 +225,9 @@ class Run:
         recipe = self.recipe()
         which = recipe.evaluate if which is None else which
         if which not in ("last", "best"):
-            raise ConfigError(f"weights is {which!r}; it must be last or best: choose one")
+            raise ConfigError(
+                f"{which!r} names no weights of a run; it must be last or best: choose one"
+            )
         file, last = self.weights_file(which), self.weights_file("last")
         if not last.exists() and not self.has_finished:
             raise ConfigError(

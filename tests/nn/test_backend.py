@@ -204,6 +204,18 @@ def test_the_stream_keeps_its_type_and_rounds_once_at_most(model, in_one):
     assert ((stream.float() - apart.float()).abs() <= band).all()
 
 
+@pytest.mark.parametrize(("num_steps", "kept"), [(32, torch.bfloat16), (33, torch.float32)])
+def test_more_steps_than_the_kernels_take_are_in_single_precision(monkeypatch, num_steps, kept):
+    # as `auto` chooses on a GPU: there the reference holds membranes in the type of the stream
+    monkeypatch.setattr(
+        synapse, "choose", lambda _x, steps, _name: "triton" if steps <= 32 else "reference"
+    )
+    layer = synapse.ConvNorm(synapse.pointwise(8, 8, bias=False)).to(DEVICE)
+    s = (torch.rand(num_steps, 2, 8, 2, 2) < 0.3).float().to(DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert layer(s).dtype == kept
+
+
 def test_blocks_computed_again_are_in_one_both_times(model, x, in_one):
     pytest.importorskip("triton", reason="Triton is not installed")
     fused = copy.deepcopy(model)

@@ -65,7 +65,7 @@ class ConvNorm(nn.Module):
         """Return the normalised current; its statistics pool time, batch and space."""
         current = self.raw(s).flatten(0, 1)
         # Triton's kernels, but not norms over all processes, take half precision as it is.
-        if isinstance(self.norm, SyncedNorm) or choose(current, 1, self.backend) != "triton":
+        if isinstance(self.norm, SyncedNorm) or choose(current, len(s), self.backend) != "triton":
             current = current.to(self.norm.weight.dtype)
         normed: Tensor = self.norm(current)
         return normed.unflatten(0, s.shape[:2])

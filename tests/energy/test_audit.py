@@ -584,7 +584,7 @@ def test_our_definitions_pass_as_our_kernels_do():
 
 def test_a_neuron_that_normalises_by_its_batch_is_named():
     class OfBatch(LIF):
-        def forward(self, i, norm=None, num_steps=None, fired=None):
+        def forward(self, i, **_named):
             own = F.batch_norm(i.flatten(0, 1), None, None, training=True)
             return super().forward(own.unflatten(0, i.shape[:2]))
 

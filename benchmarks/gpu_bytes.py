@@ -46,17 +46,20 @@ def convolution(
         weights: Weights, read once for a batch.
         images: The batch, that weights are divided among.
         way: One of `WAYS`.
-        shares: Whether another convolution keeps the same spikes already.
+        shares: Whether another convolution reads the same spikes: as one they would be read once.
     """
     m, n, p = inputs * WORD, outputs * WORD, weights * WORD / images
     forward, bits = m + n + p, inputs * BIT
     to_spikes = n + p + m
     to_weights = n + weights * SINGLE / images
     if way == "fewest":  # the neuron wrote the bits; a convolution reads them
-        return Bytes(forward, to_spikes + to_weights + bits, 0 if shares else bits)
+        if shares:
+            return Bytes(forward - m, to_spikes - m + to_weights, 0)
+        return Bytes(forward, to_spikes + to_weights + bits, bits)
+    addition = 3 * m if shares else 0  # of its gradient to the other's
     if way == "ours":  # each packs its bits from the spikes, and unpacked for PyTorch's convolution
-        return Bytes(forward + m + bits, to_spikes + to_weights + bits + 2 * m, bits)
-    return Bytes(forward, to_spikes + to_weights + m, 0 if shares else m)
+        return Bytes(forward + m + bits, to_spikes + to_weights + bits + 2 * m + addition, bits)
+    return Bytes(forward, to_spikes + to_weights + m + addition, 0 if shares else m)
 
 
 def neuron(currents: int, spikes: int, way: str) -> Bytes:

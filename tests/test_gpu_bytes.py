@@ -43,7 +43,16 @@ def test_every_norm_is_counted_once():
 def test_a_convolution_keeps_a_bit_for_a_spike_and_shares_it():
     # 80 spikes in, 40 currents out, 10 weights of a batch of one
     assert gpu_bytes.convolution(80, 40, 10, 1, "fewest") == Bytes(260, 260 + 80 + 40 + 10, 10)
-    assert gpu_bytes.convolution(80, 40, 10, 1, "fewest", shares=True).kept == 0
+    # with another's it is one: the spikes are read once, and one gradient of them is written
+    shared = gpu_bytes.convolution(80, 40, 10, 1, "fewest", shares=True)
+    assert shared == Bytes(260 - 160, 80 + 20 + 80 + 40, 0)
+    # apart each writes a gradient, and PyTorch adds them: two of 160 are read, and one written
+    for way in ("ours", "one by one"):
+        alone, beside = (
+            gpu_bytes.convolution(80, 40, 10, 1, way, shares=shares) for shares in (False, True)
+        )
+        assert beside.forward == alone.forward
+        assert beside.backward == alone.backward + 3 * 160
     assert gpu_bytes.convolution(80, 40, 10, 1, "one by one").kept == 160
 
 

@@ -96,6 +96,31 @@ def test_the_fused_kernels_are_the_definition(channels, training, static):
     assert_same(x, 5, training)
 
 
+@pytest.mark.parametrize("from_last", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_definition_of_one_image_at_one_step_knows_no_layout(last, from_last):
+    x = torch.randn(1, 1, 8, 5, 5, dtype=torch.float64) * 2 + 0.5
+    d = torch.randn(1, 1, 8, 5, 5, dtype=torch.float64)
+
+    def gradients(x: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+        ones = torch.ones(8, dtype=torch.float64)
+        weight, bias = ones.clone().requires_grad_(), (ones / 2).requires_grad_()
+        norm = reference.Norm(
+            weight=weight, bias=bias, running_mean=ones * 0, running_var=ones, training=True
+        )
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(reference.norm_lif(leaf, norm, 1), [leaf, weight, bias], d)
+
+    def laid(x: Tensor, channels_last: bool) -> Tensor:
+        return x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x
+
+    # Of two equal images each has the gradient of one, but for its share in weight and bias.
+    dx, dweight, dbias = gradients(*(torch.cat([y, y], 1) for y in (x, d)))
+    found = gradients(laid(x, last), laid(d, from_last))
+    for one, two in zip(found, (dx[:, :1], dweight / 2, dbias / 2), strict=True):
+        assert torch.allclose(one, two, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 16, 32])
 def test_the_fused_kernels_take_any_number_of_steps(num_steps):
     assert_same(torch.randn(num_steps, 3, 10, 2, 5, dtype=torch.float64) * 2, num_steps, True)

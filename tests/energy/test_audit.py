@@ -9,6 +9,7 @@ from torch import nn
 import spikedriven as sd
 from spikedriven.energy.audit import audit
 from spikedriven.errors import ConfigError
+from spikedriven.nn.backend import use_backend
 from spikedriven.nn.neuron import LIF, PLIF
 from spikedriven.nn.synapse import ConvNorm, ConvNormLIF, SpikeConv2d
 
@@ -569,6 +570,28 @@ def test_our_model_has_the_three_known_exceptions_and_no_other(config):
     assert {(e.module, e.operation) for e in report.exceptions} == expected
     # Every layer with weights and every meeting of query, key and value was looked at.
     assert report.checked >= 6 + 8 * config.depth
+
+
+def test_our_definitions_pass_as_our_kernels_do():
+    model = lively(sd.SDTConfig(1, 16, 5, stem_pool="0011", num_heads=2), size=8)
+    x = torch.rand(2, 3, 8, 8)
+    wanted = sd.audit(model, x)
+    use_backend(model, "reference")
+    found = sd.audit(model, x)
+    assert found.ok, found.violations
+    assert [one.module for one in found.exceptions] == [one.module for one in wanted.exceptions]
+
+
+def test_a_neuron_that_normalises_by_its_batch_is_named():
+    class OfBatch(LIF):
+        def forward(self, i, **_named):
+            own = F.batch_norm(i.flatten(0, 1), None, None, training=True)
+            return super().forward(own.unflatten(0, i.shape[:2]))
+
+    model = lively(sd.SDTConfig(1, 16, 5, stem_pool="0011", num_heads=2), size=8)
+    model.stem.second.lif = OfBatch()
+    found = sd.audit(model, torch.rand(2, 3, 8, 8))
+    assert [one.module for one in found.violations] == ["stem.second.lif"]
 
 
 def test_a_violation_in_our_model_is_no_exception():

@@ -141,6 +141,33 @@ def test_neurons_that_read_the_stream_are_seen_with_what_they_read(model, x, in_
         assert s.any()
 
 
+AHEAD = {
+    "input": lambda fire, note: fire.register_forward_pre_hook(
+        lambda _lif, given: (note(), given[0] * 0.9)[1:]
+    ),
+    "gradient": lambda fire, note: fire.register_full_backward_hook(
+        lambda _lif, given, _of_spikes: (note(), *(2 * d for d in given))[1:]
+    ),
+    "gradient of spikes": lambda fire, note: fire.register_full_backward_pre_hook(
+        lambda _lif, of_spikes: (note(), *(2 * d for d in of_spikes))[1:]
+    ),
+}
+
+
+@pytest.mark.parametrize("place", AHEAD)
+def test_who_looks_at_more_of_a_reader_than_its_spikes_may_change_it(model, x, in_one, place):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    fused = copy.deepcopy(model)
+    use_backend(model, "reference")
+    use_backend(fused, "triton")
+    calls = []
+    for net in (model, fused):
+        AHEAD[place](net.blocks[0].mlp.fire, lambda: calls.append(place))
+    assert_the_same(model, fused, x)
+    assert calls == [place] * 2
+    assert len(in_one) == 2 * model.config.depth - 1
+
+
 def test_neurons_and_layers_of_a_users_own_are_called(model, x, in_one):
     pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -175,6 +202,18 @@ def test_the_stream_keeps_its_type_and_rounds_once_at_most(model, in_one):
     # Apart the norm's result is rounded before it is added: units in the last place, of each.
     band = 2.0**-7 * (apart.abs() + (apart - u).abs()).float() + 1e-6
     assert ((stream.float() - apart.float()).abs() <= band).all()
+
+
+@pytest.mark.parametrize(("num_steps", "kept"), [(32, torch.bfloat16), (33, torch.float32)])
+def test_more_steps_than_the_kernels_take_are_in_single_precision(monkeypatch, num_steps, kept):
+    # as `auto` chooses on a GPU: there the reference holds membranes in the type of the stream
+    monkeypatch.setattr(
+        synapse, "choose", lambda _x, steps, _name: "triton" if steps <= 32 else "reference"
+    )
+    layer = synapse.ConvNorm(synapse.pointwise(8, 8, bias=False)).to(DEVICE)
+    s = (torch.rand(num_steps, 2, 8, 2, 2) < 0.3).float().to(DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert layer(s).dtype == kept
 
 
 def test_blocks_computed_again_are_in_one_both_times(model, x, in_one):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.train.test_processes import TINY, environment, free_port
 
 from spikedriven import create_model
+from spikedriven.errors import BackendError
 from spikedriven.nn.probe import count_spikes
 from spikedriven.train.module import Training
 from spikedriven.train.recipe import load_recipe
@@ -92,6 +93,21 @@ def test_a_gpu_replays_whole_batches_as_one_launch_and_what_is_watched_runs_as_i
         assert training._steps(x).shape == (4, 64, 10)
     assert all(count.sites for count in counts.values())
     assert training._steps(x[:63]).shape == (4, 63, 10)
+
+
+def test_a_compiler_that_does_not_work_is_named_with_the_setting_that_asks_for_it(monkeypatch):
+    torch_compile = torch.compile
+
+    def broken(*_given):
+        raise RuntimeError("No working C++ compiler found\nby any name")
+
+    monkeypatch.setattr(
+        torch, "compile", lambda *_given, **_options: torch_compile(torch.neg, backend=broken)
+    )
+    recipe = load_recipe("digits", ["trainer.compile=true", "data.batch_size=64"])
+    training = Training(create_model("sdt_tiny"), recipe)
+    with pytest.raises(BackendError, match=r"trainer.compile .*C\+\+ compiler found\); it must"):
+        training._steps(torch.rand(64, 1, 16, 16))
 
 
 def test_two_processes_compile_too(tmp_path):

@@ -65,7 +65,7 @@ class ConvNorm(nn.Module):
         """Return the normalised current; its statistics pool time, batch and space."""
         current = self.raw(s).flatten(0, 1)
         # Triton's kernels, but not norms over all processes, take half precision as it is.
-        if isinstance(self.norm, SyncedNorm) or choose(current, 1, self.backend) != "triton":
+        if isinstance(self.norm, SyncedNorm) or choose(current, len(s), self.backend) != "triton":
             current = current.to(self.norm.weight.dtype)
         normed: Tensor = self.norm(current)
         return normed.unflatten(0, s.shape[:2])
@@ -100,7 +100,8 @@ def add_and_fire(
     """Add the current of a layer to the membrane stream, and let the neurons that read it fire.
 
     On a GPU norm, addition and neurons are one walk over memory, unless someone watches the layer
-    or its norm, whose results do not exist there. Whoever watches the reader sees it either way.
+    or its norm, whose results do not exist there, or of the reader what enters it, or gradients.
+    Whoever watches the reader's spikes sees them either way.
 
     Args:
         u: The stream so far.
@@ -128,6 +129,8 @@ def _may_be_one(layer: ConvNorm, s: Tensor, reader: LIF) -> bool:
         and _is_own(layer.norm, nn.BatchNorm2d)
         and _is_own(reader, LIF)
         and not (is_watched(layer) or is_watched(layer.norm))
+        # Its spikes exist before it is called: such a hook would be passed by.
+        and not (reader._forward_pre_hooks or reader._backward_hooks or reader._backward_pre_hooks)
         and choose(s, len(s), layer.backend) == "triton"
         and choose(s, len(s), reader.backend) == "triton"
     )

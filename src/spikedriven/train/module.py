@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from spikedriven.errors import CheckpointError, ConfigError
+from spikedriven.errors import BackendError, CheckpointError, ConfigError
 from spikedriven.models.sdt import SpikeDrivenTransformer
 from spikedriven.nn.probe import count_spikes, is_watched
 from spikedriven.train.budget import executed_share, over_budget
@@ -211,6 +211,9 @@ class Training(lightning.LightningModule):
         """Return the logits of every step, by the compiled graph where it says the same.
 
         A graph knows no hooks, and is made for one size of a batch: the epoch's last goes without.
+
+        Raises:
+            BackendError: No compiler works.
         """
         is_whole = len(images) == self.recipe.data.batch_size
         if not (self.recipe.trainer.compile and is_whole) or self._is_watched():
@@ -220,8 +223,18 @@ class Training(lightning.LightningModule):
             self._compiled = torch.compile(
                 self.model.forward_steps, fullgraph=True, dynamic=False, mode=mode
             )
+        from torch._dynamo.exc import BackendCompilerFailed  # which takes a second
+
         torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
-        return self._compiled(images)
+        try:
+            return self._compiled(images)
+        except BackendCompilerFailed as error:
+            cause = error.inner_exception
+            reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+            raise BackendError(
+                f"trainer.compile is set and torch.compile failed ({reason}); it must find a "
+                "compiler that works: install one, or leave trainer.compile out"
+            ) from error
 
     def _is_watched(self) -> bool:
         return any(is_watched(module) for module in self.model.modules())

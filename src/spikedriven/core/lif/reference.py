@@ -127,8 +127,13 @@ def norm_add_lif(
 
 
 def _normalised(x: Float[Tensor, "T B C *space"], norm: Norm) -> Float[Tensor, "T B C *space"]:
+    images = x.flatten(0, 1)
+    if len(images) == 1 and images.ndim == 4:
+        # Strides over one image mean nothing, but by them PyTorch's backward pass on a CPU decides
+        # how its gradient lies, and can be wrong: here they say it.
+        images = images.clone(memory_format=torch.channels_last)
     i = F.batch_norm(
-        x.flatten(0, 1),
+        images,
         norm.running_mean,
         norm.running_var,
         norm.weight,

@@ -4,5 +4,6 @@
 # CODE is a checkout of the released code; benchmarks/contenders.py says how .sj2 and .released,
 # the environments of the two, are made.
 set -eu
-python benchmarks/train.py --rival spikingjelly --rival official --official-path "$1" \
-    --spikingjelly-python .sj2/bin/python --official-python .released/bin/python
+python benchmarks/train.py --threads 2 --rounds 9 --epochs 12 --rival spikingjelly --rival official \
+    --official-path "$1" --spikingjelly-python .sj2/bin/python \
+    --official-python .released/bin/python

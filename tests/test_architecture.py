@@ -210,3 +210,16 @@ def test_the_readmes_figures_are_the_recorded_ones():
     line = re.search(r"\| training step.*", README.read_text())[0]
     shapes = [r.context["workload"].split()[0] for r in steps if "Jelly" in r.context["contender"]]
     assert re.findall(r"`(\w+)`", line) == shapes
+    assert row("| seconds of training until") == recorded("seconds_to_accuracy", 1)
+    (far,) = [
+        r for r in records
+        if r.metric == "float32_loss_distance" and ", batch 32," in r.subject
+    ]  # fmt: skip
+    apart = [f"{number:.4f}" for number in (far.value, far.context["rounding"])]
+    assert row("| the first thirty in float32") == apart
+    line = re.search(r"\| SDT-2-512 on CIFAR-10, batch 32.*", README.read_text())[0]
+    (exact,) = [
+        r.value for r in records
+        if r.metric == "float64_loss_difference" and ", batch 32," in r.subject
+    ]  # fmt: skip
+    assert f"within {exact:.0e}".replace("e-0", "e-") in line

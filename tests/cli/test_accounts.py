@@ -366,8 +366,12 @@ def test_a_run_and_a_model_are_audited(run, capsys):
 
 def test_a_violation_fails_the_audit(capsys, monkeypatch):
     from spikedriven.models.sdt import MLP
+    from spikedriven.nn.synapse import add_and_fire
 
-    monkeypatch.setattr(MLP, "forward", lambda self, u: self.contract(self.expand(u)))
+    def misled(self, u, s, reader):
+        return add_and_fire(u, self.contract, self.expand(u), reader)  # the stream, not spikes
+
+    monkeypatch.setattr(MLP, "forward", misled)
     assert main(["audit", "sdt_tiny"]) == 1
     shown = capsys.readouterr().out
     assert "VIOLATION" in shown

@@ -338,9 +338,9 @@ def test_single_step_epochs_show_one_frame_and_give_no_best_weights(tmp_path):
     seen, original = [], Stem.forward
     best = tmp_path / "run/checkpoints/best.safetensors"
 
-    def watched(self, x, num_steps):
+    def watched(self, x, num_steps, reader):
         seen.append((self.training, num_steps, best.exists()))
-        return original(self, x, num_steps)
+        return original(self, x, num_steps, reader)
 
     recipe = tiny("schedule.epochs=3", "schedule.single_step_epochs=2", "schedule.warmup_epochs=0")
     with pytest.MonkeyPatch.context() as patch:
@@ -369,10 +369,10 @@ def test_the_time_left_counts_time_steps_not_epochs(tmp_path, monkeypatch):
     """A clock that advances a second with each step shown, so every line is known beforehand."""
     seconds, original = [0.0], Stem.forward
 
-    def watched(self, x, num_steps):
+    def watched(self, x, num_steps, reader):
         if self.training:
             seconds[0] += num_steps
-        return original(self, x, num_steps)
+        return original(self, x, num_steps, reader)
 
     monkeypatch.setattr(Stem, "forward", watched)
     monkeypatch.setattr(progress, "monotonic", lambda: seconds[0])

@@ -128,9 +128,9 @@ def norm_add_lif(
 
 def _normalised(x: Float[Tensor, "T B C *space"], norm: Norm) -> Float[Tensor, "T B C *space"]:
     images = x.flatten(0, 1)
-    if len(images) == 1 and images.ndim == 4:
+    if not torch.compiler.is_compiling() and len(images) == 1 and images.ndim == 4:
         # Strides over one image mean nothing, but by them PyTorch's backward pass on a CPU decides
-        # how its gradient lies, and can be wrong: here they say it.
+        # how its gradient lies, and can be wrong: here they say it. A graph is for any number.
         images = images.clone(memory_format=torch.channels_last)
     i = F.batch_norm(
         images,

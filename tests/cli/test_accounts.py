@@ -368,7 +368,7 @@ def test_a_violation_fails_the_audit(capsys, monkeypatch):
     from spikedriven.models.sdt import MLP
     from spikedriven.nn.synapse import add_and_fire
 
-    def misled(self, u, s, reader):
+    def misled(self, u, _s, reader):
         return add_and_fire(u, self.contract, self.expand(u), reader)  # the stream, not spikes
 
     monkeypatch.setattr(MLP, "forward", misled)

@@ -51,8 +51,9 @@ QUICK = "eager,nhwc,bf16,openvino,deployed"
 TABLE = (
     ("sdt_8_768", 2, 1, 7, ALL),
     ("sdt_8_768", 1, 1, 5, "eager,fused,nhwc,bf16,openvino,deployed"),
-    ("sdt_8_768", 2, 8, 3, QUICK),
-    ("sdt_8_768", 1, 8, 3, "eager,bf16,openvino"),
+    # To convert it for eight images OpenVINO and NNCF take more than 20 GB.
+    ("sdt_8_768", 2, 8, 3, "eager,bf16"),
+    ("sdt_8_768", 1, 8, 3, "eager,bf16"),
     ("sdt_8_512", 2, 1, 7, ALL),
     ("sdt_2_512_cifar", 2, 1, 9, ALL),
     ("sdt_2_256_cifar", 2, 1, 9, ALL),

@@ -10,10 +10,11 @@ added to: twice the total plus the sums that the plane's bits select.
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 from numpy.typing import NDArray
 
-from spikedriven.core.kernels import inlined, kernel, parallel_kernel
+from spikedriven.core.kernels import INLINED, inlined, kernel, parallel_kernel
 from spikedriven.core.memory import zeros
 from spikedriven.core.simd import (
     high_half,
@@ -90,97 +91,150 @@ def _note_lines(lines, pixels, width, outputs, offsets):
             at += width
 
 
-@inlined
-def _current_32(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
-    # From the highest plane to the lowest: twice the total, plus what the plane's bits select.
-    low = high = splat_i32(0)
-    for plane in range(planes.size):
-        at_plane = begin + peek(planes, plane)
-        total = splat_i16(0)
-        for channel in range(channels):
-            at = at_plane + peek(frames, channel)
-            base = q + peek(sums, channel)
-            for _ in range(3):
-                total = total + load_i16(table, base + peek(offsets, at))
-                at += line
-                base += outputs << 3
-        low = low + low + low_half(total)
-        high = high + high + high_half(total)
-    return low, high
+# One to three units of 32 channels are walked together, as tuples of that length: the places of
+# their sums are looked up once.
 
 
-@inlined
-def _current_64(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
-    # The same for 64 channels, whose places are looked up once.
-    low0 = high0 = low1 = high1 = splat_i32(0)
-    for plane in range(planes.size):
-        at_plane = begin + peek(planes, plane)
-        total0 = total1 = splat_i16(0)
-        for channel in range(channels):
-            at = at_plane + peek(frames, channel)
-            base = q + peek(sums, channel)
-            for _ in range(3):
-                place = base + peek(offsets, at)
-                total0 = total0 + load_i16(table, place)
-                total1 = total1 + load_i16(table, place + 32)
-                at += line
-                base += outputs << 3
-        low0 = low0 + low0 + low_half(total0)
-        high0 = high0 + high0 + high_half(total0)
-        low1 = low1 + low1 + low_half(total1)
-        high1 = high1 + high1 + high_half(total1)
-    return (low0, high0), (low1, high1)
+def _more(totals, table, place):
+    raise NotImplementedError  # compiled code only
 
 
-@inlined
-def _current_96(table, q, outputs, offsets, begin, planes, channels, line, frames, sums):
-    # The same for 96.
-    low0 = high0 = low1 = high1 = low2 = high2 = splat_i32(0)
-    for plane in range(planes.size):
-        at_plane = begin + peek(planes, plane)
-        total0 = total1 = total2 = splat_i16(0)
-        for channel in range(channels):
-            at = at_plane + peek(frames, channel)
-            base = q + peek(sums, channel)
-            for _ in range(3):
-                place = base + peek(offsets, at)
-                total0 = total0 + load_i16(table, place)
-                total1 = total1 + load_i16(table, place + 32)
-                total2 = total2 + load_i16(table, place + 64)
-                at += line
-                base += outputs << 3
-        low0 = low0 + low0 + low_half(total0)
-        high0 = high0 + high0 + high_half(total0)
-        low1 = low1 + low1 + low_half(total1)
-        high1 = high1 + high1 + high_half(total1)
-        low2 = low2 + low2 + low_half(total2)
-        high2 = high2 + high2 + high_half(total2)
-    return (low0, high0), (low1, high1), (low2, high2)
-
-
-@inlined
-def _fire_32(current, bias, edge, theta, q, leak, v):
-    v0, low = fire_16(current[0] + load_i32(bias, edge + q), v[0], load_i32(theta, q), leak)
-    v1, high = fire_16(
-        current[1] + load_i32(bias, edge + q + 16), v[1], load_i32(theta, q + 16), leak
+@overload(_more, jit_options=INLINED)
+def _more_typed(totals, table, place):
+    # The sums that stand at one place, added to each unit's.
+    if not len(totals):
+        return lambda totals, table, place: ()
+    return lambda totals, table, place: (
+        (totals[0] + load_i16(table, place), *_more(totals[1:], table, place + 32))
     )
-    return low | (high << np.uint64(16)), (v0, v1)
+
+
+def _doubled(sums, totals):
+    raise NotImplementedError
+
+
+@overload(_doubled, jit_options=INLINED)
+def _doubled_typed(sums, totals):
+    # Twice the sums, and a plane's totals: low and high half of each unit.
+    if not len(sums):
+        return lambda sums, totals: ()
+    return lambda sums, totals: (
+        (
+            (
+                sums[0][0] + sums[0][0] + low_half(totals[0]),
+                sums[0][1] + sums[0][1] + high_half(totals[0]),
+            ),
+            *_doubled(sums[1:], totals[1:]),
+        )
+    )
+
+
+def _nothing(sums):
+    raise NotImplementedError
+
+
+@overload(_nothing, jit_options=INLINED)
+def _nothing_typed(sums):
+    if not len(sums):
+        return lambda sums: ()
+    return lambda sums: (splat_i16(0), *_nothing(sums[1:]))
 
 
 @inlined
-def _membranes(v, resume, at):
-    # None, or the membranes to resume from.
-    zero = splat_i32(0)
-    if v is not None and resume:
-        return load_i32(v, at), load_i32(v, at + 16)
-    return zero, zero
+def _currents(sums, table, q, outputs, offsets, begin, planes, channels, line, frames, places):
+    # From the highest plane to the lowest: twice the total, plus what the plane's bits select.
+    for plane in range(planes.size):
+        at_plane = begin + peek(planes, plane)
+        totals = _nothing(sums)
+        for channel in range(channels):
+            at = at_plane + peek(frames, channel)
+            base = q + peek(places, channel)
+            for _ in range(3):
+                totals = _more(totals, table, base + peek(offsets, at))
+                at += line
+                base += outputs << 3
+        sums = _doubled(sums, totals)
+    return sums
 
 
-@inlined
+def _advanced(currents, bias, edge, theta, q, leak, v, halves, out):
+    raise NotImplementedError
+
+
+@overload(_advanced, jit_options=INLINED)
+def _advanced_typed(currents, bias, edge, theta, q, leak, v, halves, out):
+    # A step of each unit's neurons: their spikes are written, their membranes returned.
+    if not len(currents):
+        return lambda currents, bias, edge, theta, q, leak, v, halves, out: ()
+
+    def advanced(currents, bias, edge, theta, q, leak, v, halves, out):
+        at = edge + q
+        low, high = currents[0][0] + load_i32(bias, at), currents[0][1] + load_i32(bias, at + 16)
+        v0, bits = fire_16(low, v[0][0], load_i32(theta, q), leak)
+        v1, above = fire_16(high, v[0][1], load_i32(theta, q + 16), leak)
+        poke(halves, out, bits | (above << np.uint64(16)))
+        others = _advanced(currents[1:], bias, edge, theta, q + 32, leak, v[1:], halves, out + 1)
+        return ((v0, v1), *others)
+
+    return advanced
+
+
+def _resumed(rest, v, resume, at):
+    raise NotImplementedError
+
+
+@overload(_resumed, jit_options=INLINED)
+def _resumed_typed(rest, v, resume, at):
+    # The membranes to resume from, or those at rest.
+    if not len(rest):
+        return lambda rest, v, resume, at: ()
+
+    def resumed(rest, v, resume, at):
+        low, high = rest[0]
+        if v is not None and resume:
+            low, high = load_i32(v, at), load_i32(v, at + 16)
+        return ((low, high), *_resumed(rest[1:], v, resume, at + 32))
+
+    return resumed
+
+
 def _keep(v, at, membranes):
-    if v is not None:
-        store(v, at, membranes[0])
-        store(v, at + 16, membranes[1])
+    raise NotImplementedError
+
+
+@overload(_keep, jit_options=INLINED)
+def _keep_typed(v, at, membranes):
+    if isinstance(v, types.NoneType) or not len(membranes):
+        return lambda v, at, membranes: None
+
+    def keep(v, at, membranes):
+        store(v, at, membranes[0][0])
+        store(v, at + 16, membranes[0][1])
+        _keep(v, at + 32, membranes[1:])
+
+    return keep
+
+
+@inlined
+def _pixel(
+    rest, table, bias, edge, theta, q, leak, v, site, resume, outputs, offsets, begin, planes,
+    channels, line, frames, sums, moments, moves, steps, halves, word, places,
+):  # fmt: skip
+    # All steps of one pixel, for as many units from channel q on as `rest` has.
+    u = currents = _resumed(rest, v, resume, site + q)
+    t = 0
+    while True:
+        if t == 0 or moves:
+            at = begin + peek(moments, t)
+            currents = _currents(
+                rest, table, q, outputs, offsets, at, planes, channels, line, frames, sums
+            )
+        out = word + (q >> 5) + peek(places, t)
+        u = _advanced(currents, bias, edge, theta, q, leak, u, halves, out)
+        t += 1
+        if t >= steps:
+            break
+    _keep(v, site + q, u)
 
 
 def fire_image(
@@ -248,69 +302,27 @@ def _fire_lines(
             if x == width - 1:
                 edge += outputs << 3
             q = np.int64(0)  # the same type at every call
+            zero = splat_i32(0), splat_i32(0)
             while q + 96 <= outputs:
-                v0 = _membranes(v, resume, site + q)
-                v1 = _membranes(v, resume, site + q + 32)
-                v2 = _membranes(v, resume, site + q + 64)
-                i0 = i1 = i2 = v0
-                t = 0
-                while True:
-                    if t == 0 or moves:
-                        at = begin + peek(moments, t)
-                        i0, i1, i2 = _current_96(
-                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
-                        )
-                    w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
-                    w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
-                    w2, v2 = _fire_32(i2, bias, edge, theta, q + 64, leak, v2)
-                    out = word + (q >> 5) + peek(places, t)
-                    poke(halves, out, w0)
-                    poke(halves, out + 1, w1)
-                    poke(halves, out + 2, w2)
-                    t += 1
-                    if t >= steps:
-                        break
-                _keep(v, site + q, v0)
-                _keep(v, site + q + 32, v1)
-                _keep(v, site + q + 64, v2)
+                _pixel(
+                    (zero, zero, zero), table, bias, edge, theta, q, leak, v, site, resume, outputs,
+                    offsets, begin, planes, channels, line, frames, sums, moments, moves, steps,
+                    halves, word, places,
+                )  # fmt: skip
                 q += 96
             while q + 64 <= outputs:
-                v0 = _membranes(v, resume, site + q)
-                v1 = _membranes(v, resume, site + q + 32)
-                i0 = i1 = v0
-                t = 0
-                while True:
-                    if t == 0 or moves:
-                        at = begin + peek(moments, t)
-                        i0, i1 = _current_64(
-                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
-                        )
-                    w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
-                    w1, v1 = _fire_32(i1, bias, edge, theta, q + 32, leak, v1)
-                    out = word + (q >> 5) + peek(places, t)
-                    poke(halves, out, w0)
-                    poke(halves, out + 1, w1)
-                    t += 1
-                    if t >= steps:
-                        break
-                _keep(v, site + q, v0)
-                _keep(v, site + q + 32, v1)
+                _pixel(
+                    (zero, zero), table, bias, edge, theta, q, leak, v, site, resume, outputs,
+                    offsets, begin, planes, channels, line, frames, sums, moments, moves, steps,
+                    halves, word, places,
+                )  # fmt: skip
                 q += 64
             while q < outputs:
-                v0 = i0 = _membranes(v, resume, site + q)
-                t = 0
-                while True:
-                    if t == 0 or moves:
-                        at = begin + peek(moments, t)
-                        i0 = _current_32(
-                            table, q, outputs, offsets, at, planes, channels, line, frames, sums
-                        )
-                    w0, v0 = _fire_32(i0, bias, edge, theta, q, leak, v0)
-                    poke(halves, word + (q >> 5) + peek(places, t), w0)
-                    t += 1
-                    if t >= steps:
-                        break
-                _keep(v, site + q, v0)
+                _pixel(
+                    (zero,), table, bias, edge, theta, q, leak, v, site, resume, outputs,
+                    offsets, begin, planes, channels, line, frames, sums, moments, moves, steps,
+                    halves, word, places,
+                )  # fmt: skip
                 q += 32
             begin += 1
             site += outputs
